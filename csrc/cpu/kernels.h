@@ -1,0 +1,67 @@
+// The table of CPU kernels: one for each instruction set, all compiled from the same bodies.
+#pragma once
+
+#include "../params.h"
+#include "sampler.h"
+
+// Wider instruction sets are compiled by per-region targets, which GCC has on x86-64; elsewhere the portable set runs.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define MHICL_X86 1
+#endif
+
+namespace mhicl {
+
+template <class T>
+struct AttentionKernels {
+  MomentsForward<T> moments_forward;
+  MomentsBackward<T> moments_backward;
+  Gemm<T> gemm;
+  FmaBurst<T> fma_burst;
+  int64_t lanes;
+};
+
+struct Kernels {
+  AttentionKernels<float> attention_f32;
+  AttentionKernels<double> attention_f64;
+  SamplerKernels<float> sampler_f32;
+  SamplerKernels<double> sampler_f64;
+  StreamElements<uint32_t> philox_words;
+
+  template <class T>
+  const AttentionKernels<T>& attention() const;
+  template <class T>
+  const SamplerKernels<T>& sampler() const;
+};
+
+template <>
+inline const AttentionKernels<float>& Kernels::attention<float>() const {
+  return attention_f32;
+}
+template <>
+inline const AttentionKernels<double>& Kernels::attention<double>() const {
+  return attention_f64;
+}
+
+template <>
+inline const SamplerKernels<float>& Kernels::sampler<float>() const {
+  return sampler_f32;
+}
+template <>
+inline const SamplerKernels<double>& Kernels::sampler<double>() const {
+  return sampler_f64;
+}
+
+namespace portable {
+extern const Kernels table;
+}
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+
+// The table of the active instruction set.
+const Kernels& kernels();
+
+}  // namespace mhicl

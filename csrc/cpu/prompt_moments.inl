@@ -1,0 +1,428 @@
+// Attention moments of a range of prompts, and their gradient. Each prompt's context is read into cache once and every
+// pass over it happens there; nothing of the size of the context is stored.
+//
+// A prompt's projected queries r_h = KQ_h z_q come from one product for a chunk of prompts. Tables of logits,
+// probabilities and their gradients have one row a position and one column a head of the block (see softmax.inl).
+
+// Prompts whose projected queries are computed together, so that the weights are read once for all of them.
+inline constexpr int64_t kChunk = 16;
+
+// Rows of logits that are computed together.
+#if defined(MHICL_ISA_AVX512)
+inline constexpr int kScoreRows = 12;
+#else
+inline constexpr int kScoreRows = 6;
+#endif
+
+// One allocation, dealt out in cache-line pieces. Each piece is followed by a vector's worth of zeros at least, since
+// narrow tables are read and written in whole vectors.
+template <class T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t elements) : begin_(allocate(elements)), next_(begin_) {
+    std::memset(begin_, 0, size_t(elements) * sizeof(T));
+  }
+  ~Workspace() { ::operator delete(begin_, kAlignment); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  static int64_t padded(int64_t elements) {
+    constexpr int64_t line = 64 / int64_t(sizeof(T));
+    return (elements + 2 * line - 1) / line * line + line;
+  }
+  T* take(int64_t elements) {
+    T* piece = next_;
+    next_ += padded(elements);
+    return piece;
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  static T* allocate(int64_t elements) {
+    return static_cast<T*>(::operator new(size_t(elements) * sizeof(T), kAlignment));
+  }
+  T* begin_;
+  T* next_;
+};
+
+MHICL_INLINE float widen(uint16_t bits, Storage storage) {
+  uint32_t wide;
+  if (storage == Storage::bfloat16) {
+    wide = uint32_t(bits) << 16;
+  } else {
+    // A half's exponent and mantissa, shifted into place, read as a float 2^112 too small. Infinities and NaN then
+    // still need the exponent that the multiplication cannot give them.
+    const uint32_t magnitude = uint32_t(bits & 0x7fff) << 13;
+    float value;
+    std::memcpy(&value, &magnitude, 4);
+    value *= 5.192296858534828e33f;  // 2^112
+    std::memcpy(&wide, &value, 4);
+    if (magnitude >= 0x0f800000u) wide = magnitude | 0x7f800000u;
+    wide |= uint32_t(bits & 0x8000) << 16;
+  }
+  float out;
+  std::memcpy(&out, &wide, 4);
+  return out;
+}
+
+// One prompt's context as rows of T: in place where it is stored so, otherwise copied to `stage`.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride, count;
+  const T* next;  // the prompt that comes after, if it lies in memory as this one does
+};
+
+template <class T>
+Rows<T> context_rows(const PromptParams<T>& p, int64_t n, T* stage) {
+  const int64_t count = p.lengths == nullptr ? p.context_length : p.lengths[n];
+  const int64_t offset = n * p.prompt_stride;
+  if (stage == nullptr) {
+    const T* data = static_cast<const T*>(p.context) + offset;
+    return {data, p.position_stride, count, n + 1 < p.n_prompts ? data + p.prompt_stride : nullptr};
+  }
+  for (int64_t l = 0; l < count; ++l) {
+    const int64_t row = offset + l * p.position_stride;
+    for (int64_t d = 0; d < p.dim; ++d) {
+      const int64_t at = row + d * p.element_stride;
+      stage[l * p.dim + d] = p.storage == Storage::native ? static_cast<const T*>(p.context)[at]
+                                                          : T(widen(static_cast<const uint16_t*>(p.context)[at], p.storage));
+    }
+  }
+  return {stage, p.dim, count, nullptr};
+}
+
+template <class T>
+bool needs_stage(const PromptParams<T>& p) {
+  return p.storage != Storage::native || p.element_stride != 1;
+}
+
+// What one block of heads has of one prompt: a table of logits, then probabilities, and one table of their gradient for
+// each direction.
+template <class T>
+struct Tables {
+  T* probabilities;
+  T* gradients;
+  int64_t stride;  // from one gradient to the next
+  int64_t count;   // 1 + directions
+  int64_t width;
+
+  T* operator[](int64_t i) const { return i == 0 ? probabilities : gradients + (i - 1) * stride; }
+};
+
+// Asks for rows of the next prompt while this one is worked on: its context comes from memory only once, and waiting for
+// it would cost as much as the arithmetic.
+template <class T>
+MHICL_INLINE void prefetch_next(const Rows<T>& z, int64_t l, int64_t rows, int64_t dim) {
+  if (z.next == nullptr) return;
+  for (int64_t r = l; r < l + rows; ++r) {
+    const char* row = reinterpret_cast<const char*>(z.next + r * z.stride);
+    for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(row + byte, 0, 2);
+  }
+}
+
+// ROWS rows of COLS vectors of the product of the context with a panel (D × count·width), whose columns are those of the
+// tables, one after another.
+template <class T, int ROWS, int COLS>
+void score_tile(const Rows<T>& z, int64_t l, int64_t dim, const T* panel, int64_t vector, const Tables<T>& tables,
+                const Rotation<T>* rotations) {
+  Vec<T> acc[ROWS][COLS];
+  multiply_tile<T, ROWS, COLS, false, false>(acc, dim, z.data + l * z.stride, z.stride, panel + vector * kLanes<T>,
+                                             tables.count * tables.width, Head<T>(0));
+  const int64_t groups = kLanes<T> / tables.width;
+  MHICL_UNROLL
+  for (int c = 0; c < COLS; ++c) {
+    for (int64_t g = 0; g < groups && (vector + c) * groups + g < tables.count; ++g) {
+      // Whole vectors go out, in the order of the rows: what spills over belongs to rows that are written after.
+      T* out = tables[(vector + c) * groups + g] + l * tables.width;
+      const Rotation<T> rotation = rotations[g];
+      MHICL_UNROLL
+      for (int r = 0; r < ROWS; ++r) store(out + r * tables.width, rotate<T>(acc[r][c], rotation));
+    }
+  }
+}
+
+template <class T, int COLS>
+void score_rows(const Rows<T>& z, int64_t dim, const T* panel, int64_t vector, const Tables<T>& tables,
+                const Rotation<T>* rotations) {
+  int64_t l = 0;
+  for (; l + kScoreRows <= z.count; l += kScoreRows) {
+    if (vector == 0) prefetch_next(z, l, kScoreRows, dim);
+    score_tile<T, kScoreRows, COLS>(z, l, dim, panel, vector, tables, rotations);
+  }
+  if (l == z.count) return;
+  if (z.count >= kScoreRows) {  // The last tile steps back over rows already done.
+    score_tile<T, kScoreRows, COLS>(z, z.count - kScoreRows, dim, panel, vector, tables, rotations);
+    return;
+  }
+  for (; l + 2 <= z.count; l += 2) score_tile<T, 2, COLS>(z, l, dim, panel, vector, tables, rotations);
+  for (; l < z.count; ++l) score_tile<T, 1, COLS>(z, l, dim, panel, vector, tables, rotations);
+}
+
+template <class T>
+int64_t table_vectors(int64_t positions, int64_t width) {
+  return (positions * width + kLanes<T> - 1) / kLanes<T>;
+}
+
+// The rotations that bring each group of `width` lanes to the front.
+template <class T>
+struct GroupRotations {
+  Rotation<T> by[kLanes<T>];
+
+  explicit GroupRotations(int64_t width) : GroupRotations(width, std::make_integer_sequence<int, kLanes<T>>{}) {}
+
+ private:
+  template <int... G>
+  GroupRotations(int64_t width, std::integer_sequence<int, G...>)
+      : by{Rotation<T>(int(G * width % kLanes<T>))...} {}
+};
+
+// Fills the tables and pads them to whole vectors with what softmax ignores.
+template <class T>
+void scores(const Rows<T>& z, int64_t dim, const T* panel, const Tables<T>& tables, const Rotation<T>* rotations) {
+  const int64_t vectors = (tables.count * tables.width + kLanes<T> - 1) / kLanes<T>;
+  int64_t vector = 0;
+  for (; vector + 2 <= vectors; vector += 2) score_rows<T, 2>(z, dim, panel, vector, tables, rotations);
+  if (vector < vectors) score_rows<T, 1>(z, dim, panel, vector, tables, rotations);
+  const int64_t used = z.count * tables.width, whole = table_vectors<T>(z.count, tables.width) * kLanes<T>;
+  for (int64_t i = 0; i < tables.count; ++i) {
+    for (int64_t at = used; at < whole; ++at) tables[i][at] = i == 0 ? -std::numeric_limits<T>::infinity() : T(0);
+  }
+}
+
+// Tables and projected queries of the prompts of one chunk.
+template <class T>
+struct ChunkState {
+  const PromptParams<T>& p;
+  const int64_t directions;
+  const int64_t table;  // elements from one table to the next
+  Workspace<T> workspace;
+  GroupRotations<T> rotations;
+  T* query_columns;  // (D, chunk)
+  T* projected;      // (blocks, chunk, D, width): r
+  T* panel;          // (D, 1 + directions, width): r and the directions of one prompt and block
+  T* stage;          // (L, D), or null
+  T* probabilities;  // (blocks, table)
+  T* gradients;      // (blocks, directions, table)
+  int64_t first = 0, count = 0;  // the chunk's prompts
+
+  ChunkState(const PromptParams<T>& p, int64_t directions, int64_t extra)
+      : p(p),
+        directions(directions),
+        table(Workspace<T>::padded(p.context_length * p.width)),
+        workspace(size(p, directions, table) + extra),
+        rotations(p.width) {
+    query_columns = workspace.take(p.dim * kChunk);
+    projected = workspace.take(p.blocks * kChunk * p.dim * p.width);
+    panel = workspace.take((1 + directions) * p.dim * p.width);
+    stage = needs_stage(p) ? workspace.take(p.context_length * p.dim) : nullptr;
+    probabilities = workspace.take(p.blocks * table);
+    gradients = workspace.take(p.blocks * directions * table);
+  }
+
+  static int64_t size(const PromptParams<T>& p, int64_t directions, int64_t table) {
+    const auto padded = Workspace<T>::padded;
+    return padded(p.dim * kChunk) + padded(p.blocks * kChunk * p.dim * p.width) +
+           padded((1 + directions) * p.dim * p.width) + (needs_stage(p) ? padded(p.context_length * p.dim) : 0) +
+           padded(p.blocks * table) + padded(p.blocks * directions * table);
+  }
+
+  int64_t heads_in(int64_t block) const {
+    const int64_t left = p.heads - block * p.width;
+    return left < p.width ? left : p.width;
+  }
+  T* probabilities_of(int64_t block) const { return probabilities + block * table; }
+  T* gradients_of(int64_t block, int64_t direction = 0) const {
+    return gradients + (block * directions + direction) * table;
+  }
+  const T* projected_of(int64_t block, int64_t n) const {
+    return projected + (block * kChunk + n - first) * p.dim * p.width;
+  }
+
+  // r_h = KQ_h z_q for prompts [begin, end).
+  void project(int64_t begin, int64_t end) {
+    first = begin;
+    count = end - begin;
+    for (int64_t n = 0; n < count; ++n) {
+      for (int64_t d = 0; d < p.dim; ++d) query_columns[d * kChunk + n] = p.query[(begin + n) * p.dim + d];
+    }
+    const int64_t row = p.dim * p.width;
+    for (int64_t block = 0; block < p.blocks; ++block) {
+      gemm<T>({.rows = count, .cols = row, .depth = p.dim, .a = query_columns, .a_stride = kChunk, .unit_rows = true,
+               .b = p.packed_kq + block * p.dim * row, .b_stride = row, .c = projected + block * kChunk * row,
+               .c_stride = row, .accumulate = false});
+    }
+  }
+
+  // Rows r[d], v_1[d], …, v_O[d] of the panel. Whole vectors go out, in order: what spills over is written after.
+  void fill_panel(const T* r, const T* packed_directions) {
+    T* out = panel;
+    for (int64_t d = 0; d < p.dim; ++d) {
+      store(out, load(r + d * p.width));
+      out += p.width;
+      for (int64_t i = 0; i < directions; ++i, out += p.width, packed_directions += p.width) {
+        store(out, load(packed_directions));
+      }
+    }
+  }
+
+  // The same for one direction, each head's a row of its own.
+  void fill_panel(const T* r, const T* direction, int64_t heads) {
+    for (int64_t d = 0; d < p.dim; ++d) store(panel + d * 2 * p.width, load(r + d * p.width));
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t d = 0; d < p.dim; ++d) panel[(2 * d + 1) * p.width + h] = direction[h * p.dim + d];
+    }
+  }
+
+  // Probabilities of one block, and beside them their gradients before the softmax, z_l·v_h, from the filled panel.
+  void attend(const Rows<T>& z, int64_t block, const T* columns) {
+    const Tables<T> tables = {probabilities_of(block), gradients_of(block), table, 1 + directions, p.width};
+    scores<T>(z, p.dim, columns, tables, rotations.by);
+    softmax<T>(tables.probabilities, table_vectors<T>(z.count, p.width), p.width);
+  }
+
+  // From ∂p to ∂s.
+  void differentiate_softmax(const Rows<T>& z, int64_t block, int64_t direction = 0) {
+    softmax_backward<T>(probabilities_of(block), gradients_of(block, direction), table_vectors<T>(z.count, p.width),
+                        p.width);
+  }
+
+  // out_h = Σ_l table_lh z_l for the heads of a block.
+  void weigh(const Rows<T>& z, int64_t block, const T* weights, T* out) {
+    gemm<T>({.rows = heads_in(block), .cols = p.dim, .depth = z.count, .a = weights, .a_stride = p.width,
+             .unit_rows = true, .b = z.data, .b_stride = z.stride, .c = out + block * p.width * p.dim,
+             .c_stride = p.dim, .accumulate = false});
+  }
+};
+
+// K_hg = Σ_l p_lh p_lg, block by block.
+template <class T>
+void overlap(const ChunkState<T>& state, const Rows<T>& z, T* out) {
+  const PromptParams<T>& p = state.p;
+  for (int64_t h = 0; h < p.blocks; ++h) {
+    for (int64_t g = 0; g < p.blocks; ++g) {
+      gemm<T>({.rows = state.heads_in(h), .cols = state.heads_in(g), .depth = z.count,
+               .a = state.probabilities_of(h), .a_stride = p.width, .unit_rows = true,
+               .b = state.probabilities_of(g), .b_stride = p.width, .c = out + (h * p.heads + g) * p.width,
+               .c_stride = p.heads, .accumulate = false});
+    }
+  }
+}
+
+template <class T>
+void moments_forward(const MomentsForwardParams<T>& params, int64_t begin, int64_t end) {
+  const PromptParams<T>& p = params.prompts;
+  const int64_t row = p.heads * p.dim, directions = params.directions;
+  ChunkState<T> state(p, directions, 0);
+  for (int64_t n = begin; n < end; ++n) {
+    if ((n - begin) % kChunk == 0) state.project(n, end < n + kChunk ? end : n + kChunk);
+    const Rows<T> z = context_rows(p, n, state.stage);
+    for (int64_t block = 0; block < p.blocks; ++block) {
+      const T* columns = state.projected_of(block, n);
+      if (directions > 0) {
+        state.fill_panel(columns, params.packed_directions + block * p.dim * directions * p.width);
+        columns = state.panel;
+      }
+      state.attend(z, block, columns);
+      state.weigh(z, block, state.probabilities_of(block), params.moments + n * row);
+      for (int64_t i = 0; i < directions; ++i) {
+        state.differentiate_softmax(z, block, i);
+        state.weigh(z, block, state.gradients_of(block, i), params.jacobian + (n * directions + i) * row);
+      }
+    }
+    if (params.overlaps != nullptr) overlap(state, z, params.overlaps + n * p.heads * p.heads);
+  }
+}
+
+// K = PᵀP: ∂P += P (∂K + ∂Kᵀ).
+template <class T>
+void overlap_backward(ChunkState<T>& state, const Rows<T>& z, const T* grad_overlaps, T* symmetric) {
+  const PromptParams<T>& p = state.p;
+  for (int64_t to = 0; to < p.blocks; ++to) {
+    for (int64_t from = 0; from < p.blocks; ++from) {
+      for (int64_t g = 0; g < state.heads_in(from); ++g) {
+        for (int64_t h = 0; h < p.width; ++h) {
+          const int64_t row = from * p.width + g, col = to * p.width + h;
+          symmetric[g * p.width + h] =
+              h < state.heads_in(to) ? grad_overlaps[row * p.heads + col] + grad_overlaps[col * p.heads + row] : T(0);
+        }
+      }
+      gemm<T>({.rows = z.count, .cols = p.width, .depth = state.heads_in(from), .a = state.probabilities_of(from),
+               .a_stride = p.width, .unit_rows = false, .b = symmetric, .b_stride = p.width,
+               .c = state.gradients_of(to), .c_stride = p.width, .accumulate = true});
+    }
+  }
+}
+
+// ∂z_l = Σ_h p_lh ∂c_h + ∂s_lh r_h.
+template <class T>
+void context_backward(const ChunkState<T>& state, const Rows<T>& z, int64_t n, const T* grad_moments, T* by_head,
+                      T* grad_context) {
+  const PromptParams<T>& p = state.p;
+  for (int64_t block = 0; block < p.blocks; ++block) {
+    const int64_t heads = state.heads_in(block);
+    const T* r = state.projected_of(block, n);
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t d = 0; d < p.dim; ++d) by_head[h * p.dim + d] = r[d * p.width + h];
+    }
+    GemmParams<T> product = {.rows = z.count, .cols = p.dim, .depth = heads, .a = state.probabilities_of(block),
+                             .a_stride = p.width, .unit_rows = false, .b = grad_moments + block * p.width * p.dim,
+                             .b_stride = p.dim, .c = grad_context, .c_stride = p.dim, .accumulate = block > 0};
+    gemm<T>(product);
+    product.a = state.gradients_of(block);
+    product.b = by_head;
+    product.accumulate = true;
+    gemm<T>(product);
+  }
+}
+
+// Σ over the chunk of ∂KQ_h[e, d] = ∂r_h[e] z_q[d], and ∂z_q = Σ_h KQ_hᵀ ∂r_h.
+template <class T>
+void projection_backward(const MomentsBackwardParams<T>& params, const ChunkState<T>& state, const T* grad_projected,
+                         T* grad_kq, bool accumulate) {
+  const PromptParams<T>& p = params.prompts;
+  const int64_t row = p.heads * p.dim;
+  if (grad_kq != nullptr) {
+    gemm<T>({.rows = p.dim, .cols = row, .depth = state.count, .a = p.query + state.first * p.dim, .a_stride = p.dim,
+             .unit_rows = true, .b = grad_projected, .b_stride = row, .c = grad_kq, .c_stride = row,
+             .accumulate = accumulate});
+  }
+  if (params.grad_query != nullptr) {
+    gemm<T>({.rows = state.count, .cols = p.dim, .depth = row, .a = grad_projected, .a_stride = row,
+             .unit_rows = false, .b = params.kq, .b_stride = p.dim, .c = params.grad_query + state.first * p.dim,
+             .c_stride = p.dim, .accumulate = false});
+  }
+}
+
+template <class T>
+void moments_backward(const MomentsBackwardParams<T>& params, int64_t begin, int64_t end, T* grad_kq) {
+  const PromptParams<T>& p = params.prompts;
+  const int64_t row = p.heads * p.dim;
+  const auto padded = Workspace<T>::padded;
+  ChunkState<T> state(p, 1, padded(kChunk * row) + padded(p.width * p.width) + padded(p.width * p.dim));
+  T* grad_projected = state.workspace.take(kChunk * row);
+  T* symmetric = state.workspace.take(p.width * p.width);
+  T* by_head = state.workspace.take(p.width * p.dim);
+  for (int64_t n = begin; n < end; ++n) {
+    if ((n - begin) % kChunk == 0) state.project(n, end < n + kChunk ? end : n + kChunk);
+    const Rows<T> z = context_rows(p, n, state.stage);
+    const T* grad_moments = params.grad_moments + n * row;
+    for (int64_t block = 0; block < p.blocks; ++block) {
+      state.fill_panel(state.projected_of(block, n), grad_moments + block * p.width * p.dim, state.heads_in(block));
+      state.attend(z, block, state.panel);
+    }
+    if (params.grad_overlaps != nullptr) {
+      overlap_backward(state, z, params.grad_overlaps + n * p.heads * p.heads, symmetric);
+    }
+    for (int64_t block = 0; block < p.blocks; ++block) {
+      state.differentiate_softmax(z, block);
+      state.weigh(z, block, state.gradients_of(block), grad_projected + (n - state.first) * row);
+    }
+    if (params.grad_context != nullptr) {
+      context_backward(state, z, n, grad_moments, by_head, params.grad_context + n * p.context_length * p.dim);
+    }
+    if (n + 1 == state.first + state.count) {
+      projection_backward(params, state, grad_projected, grad_kq, state.first > begin);
+    }
+  }
+}

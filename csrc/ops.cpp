@@ -1,0 +1,36 @@
+// The schemas of all operators, and nothing else: what each computes is registered beside its code.
+
+#include <torch/library.h>
+
+TORCH_LIBRARY(mhicl, m) {
+  m.def("cuda_self_check(Tensor x) -> Tensor");
+
+  // kq (H, D, D) -> moments (N, H, D), overlaps (N, H, H) or empty.
+  m.def(
+      "prompt_moments(Tensor context, Tensor query, Tensor kq, Tensor? context_lengths, bool want_overlaps)"
+      " -> (Tensor moments, Tensor overlaps)");
+  // needs: the gradients of context, query, kq; the others come back empty.
+  m.def(
+      "prompt_moments_backward(Tensor grad_moments, Tensor? grad_overlaps, Tensor context, Tensor query, Tensor kq,"
+      " Tensor? context_lengths, bool[3] needs) -> (Tensor, Tensor, Tensor)");
+  // kq (M, H, D, D), ov (M, H, O, D) -> out (M, N, O), and what the backward pass wants kept: moments (N, M·H, D), and
+  // the derivatives (N, O, M·H, D) of each head's outputs in its projected query, which spare it the context.
+  m.def(
+      "prompt_attention(Tensor context, Tensor query, Tensor kq, Tensor ov, Tensor? context_lengths,"
+      " bool keep_moments, bool keep_jacobian) -> (Tensor out, Tensor moments, Tensor jacobian)");
+  m.def(
+      "prompt_attention_backward(Tensor grad_out, Tensor context, Tensor query, Tensor kq, Tensor ov,"
+      " Tensor? context_lengths, Tensor moments, Tensor jacobian, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  // The sampler fills context (N, L, d + I), query (N, d + I), target (N, I), or whitened covariates xi (N, L, d),
+  // xi_query (N, d). The seed is 64 bits, read as signed.
+  m.def(
+      "sample_multi_task(Tensor(a!) context, Tensor(b!) query, Tensor(c!) target, Tensor coefficient_scale,"
+      " Tensor? covariance_factor, *, int seed, int step, int first_prompt, float noise_std, bool noisy_target) -> ()");
+  m.def("sample_covariates(Tensor(a!) xi, Tensor(b!) xi_query, *, int seed, int step, int first_prompt) -> ()");
+  // Fill out (count) with a stream's elements from the first on: as 32-bit words in int32, as normals.
+  m.def("philox_words(Tensor(a!) out, *, int seed, int step, int prompt, int stream, int first_element) -> ()");
+  m.def("philox_normals(Tensor(a!) out, *, int seed, int step, int prompt, int stream, int first_element) -> ()");
+  // Multiply-adds at the processor's best on all threads; returns how many operations they were.
+  m.def("fma_burst(int rounds, bool double_precision) -> float");
+}

@@ -1,0 +1,28 @@
+"""Multi-head softmax attention over in-context-learning prompts: fused kernels, and how the heads learn.
+
+`prompt_attention` is the operator and `build_info` tells what was built. The rest lives in submodules, imported when
+first used: `tasks` (prompt distributions), `spectral` (theory), `train` (runs) and `plots` (figures).
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from mhicl_fast._extension import build_info  # first: this loads the compiled module, which registers the operators
+from mhicl_fast._version import __version__
+from mhicl_fast.ops import prompt_attention
+
+_SUBMODULES = ("plots", "reference", "spectral", "tasks", "train")
+
+__all__ = ["__version__", "build_info", "prompt_attention"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"mhicl_fast.{name}")
+    raise AttributeError(f"module 'mhicl_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES])

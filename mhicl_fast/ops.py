@@ -1,0 +1,294 @@
+"""The operators: public function, fake kernel and derivatives of each, side by side.
+
+How every operator is differentiated:
+
+* First-order reverse mode is the kernel's own backward operator, in eager mode and under `torch.compile`.
+* The backward operator is differentiated in turn through the plain-PyTorch definition in `reference`, so
+  `create_graph=True` keeps the kernel's first derivatives and gets right higher ones.
+* Under `torch.func` transforms and in forward mode the whole operator computes through its definition. A registered
+  autograd formula alone would give zero tangents there without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _extension as _extension  # loads the compiled operators
+from . import reference
+from .validation import check_attention_inputs
+
+Definition = Callable[..., Tensor | tuple[Tensor, ...]]
+Grads = tuple[Tensor | None, ...]
+
+
+def prompt_attention(
+    context: Tensor, query: Tensor, kq: Tensor, ov: Tensor, *, context_lengths: Tensor | None = None
+) -> Tensor:
+    """Multi-head softmax attention of one query per prompt over its own context.
+
+    ŷ = Σ_h OV_h Σ_l p_lh z_l with p_h = softmax_l(z_lᵀ KQ_h z_q): keys and values are the raw context, the projections
+    stand on the query's side, and there is no hidden scale.
+
+    Args:
+        context: z, (N, L, D), of any strides; float64, float32, bfloat16 or float16. 16-bit types are computed in
+            float32. Under autocast all arguments are cast to its dtype, float64 excepted.
+        query: z_q, (N, D).
+        kq: KQ, (H, D, D), or (M, H, D, D) for M models on the same prompts.
+        ov: OV, (H, O, D), or (M, H, O, D).
+        context_lengths: (N,) integers in [0, L]: prompt n attends to its first context_lengths[n] positions. What the
+            others hold, NaN included, never shows. A prompt without positions gives 0.
+
+    Returns:
+        (N, O), or (M, N, O).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or dtypes differ.
+        ValueError: a shape does not fit, devices differ or have no kernels, or a length lies outside [0, L].
+    """
+    context, query, kq, ov = _autocast(context, query, kq, ov)
+    check_attention_inputs(context, query, kq, ov, context_lengths)
+    if _needs_definition(context, query, kq, ov):
+        return reference.prompt_attention(context, query, kq, ov, context_lengths)
+    one_model = kq.dim() == 3
+    if one_model:
+        kq, ov = kq[None], ov[None]
+    graph = torch.is_grad_enabled()
+    keep_moments = graph and ov.requires_grad
+    differentiates_logits = (kq.requires_grad or query.requires_grad) and not context.requires_grad
+    keep_jacobian = graph and differentiates_logits and _jacobian_pays(ov, context.shape[1])
+    out, _, _ = torch.ops.mhicl.prompt_attention(
+        context, query, kq, ov, _as_int64(context_lengths), keep_moments, keep_jacobian
+    )
+    return out[0] if one_model else out
+
+
+def prompt_moments(
+    context: Tensor, query: Tensor, kq: Tensor, *, context_lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the heads' probabilities p_h = softmax_l(z_lᵀ KQ_h z_q) say of the context and of each other.
+
+    Arguments and errors are those of `prompt_attention`.
+
+    Returns:
+        Moments c_h = Σ_l p_lh z_l, (N, H, D), and overlaps K_hg = Σ_l p_lh p_lg, (N, H, H); with a leading M for
+        kq (M, H, D, D).
+    """
+    context, query, kq = _autocast(context, query, kq)
+    check_attention_inputs(context, query, kq, None, context_lengths)
+    if _needs_definition(context, query, kq):
+        return reference.prompt_moments(context, query, kq, context_lengths)
+    lengths = _as_int64(context_lengths)
+    if kq.dim() == 3:
+        return torch.ops.mhicl.prompt_moments(context, query, kq, lengths, True)
+    if kq.shape[0] == 0:  # nothing to compute, but shapes and a graph to return
+        return reference.prompt_moments(context, query, kq, lengths)
+    models = [torch.ops.mhicl.prompt_moments(context, query, model, lengths, True) for model in kq.unbind()]
+    return torch.stack([moments for moments, _ in models]), torch.stack([overlaps for _, overlaps in models])
+
+
+@torch.library.register_fake("mhicl::prompt_attention")
+def _(
+    context: Tensor,
+    query: Tensor,
+    kq: Tensor,
+    ov: Tensor,
+    context_lengths: Tensor | None,
+    keep_moments: bool,
+    keep_jacobian: bool,
+) -> tuple[Tensor, ...]:
+    models, heads, outputs, dim = ov.shape
+    compute = _compute_dtype(context.dtype)
+    n = query.shape[0]
+    return (
+        context.new_empty(models, n, outputs),
+        context.new_empty((n, models * heads, dim) if keep_moments else (0,), dtype=compute),
+        context.new_empty((n, outputs, models * heads, dim) if keep_jacobian else (0,), dtype=compute),
+    )
+
+
+@torch.library.register_fake("mhicl::prompt_attention_backward")
+def _(
+    grad_out: Tensor,
+    context: Tensor,
+    query: Tensor,
+    kq: Tensor,
+    ov: Tensor,
+    context_lengths: Tensor | None,
+    moments: Tensor,
+    jacobian: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return tuple(context.new_empty(x.shape if need else (0,)) for x, need in zip((context, query, kq, ov), needs))
+
+
+@torch.library.register_fake("mhicl::prompt_moments")
+def _(
+    context: Tensor, query: Tensor, kq: Tensor, context_lengths: Tensor | None, want_overlaps: bool
+) -> tuple[Tensor, ...]:
+    n, (heads, dim, _) = query.shape[0], kq.shape
+    return context.new_empty(n, heads, dim), context.new_empty((n, heads, heads) if want_overlaps else (0,))
+
+
+@torch.library.register_fake("mhicl::prompt_moments_backward")
+def _(
+    grad_moments: Tensor,
+    grad_overlaps: Tensor | None,
+    context: Tensor,
+    query: Tensor,
+    kq: Tensor,
+    context_lengths: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return tuple(context.new_empty(x.shape if need else (0,)) for x, need in zip((context, query, kq), needs))
+
+
+def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    context, query, kq, ov, lengths, _, _ = inputs
+    _, moments, jacobian = output
+    ctx.save_for_backward(context, query, kq, ov, lengths, moments, jacobian)
+
+
+def _attention_backward(ctx: Any, grad_out: Tensor, *unused: Tensor | None) -> Grads:
+    needs = ctx.needs_input_grad[:4]
+    grads = torch.ops.mhicl.prompt_attention_backward(grad_out, *ctx.saved_tensors, needs)
+    return *_where_needed(grads, needs), None, None, None
+
+
+def _attention_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad_out, context, query, kq, ov, lengths, _, _, needs = inputs
+    ctx.save_for_backward(grad_out, context, query, kq, ov, lengths)
+    ctx.needs = needs
+
+
+def _attention_double_backward(ctx: Any, *grads: Tensor | None) -> Grads:
+    *inputs, lengths = ctx.saved_tensors
+    second = _differentiate_backward(
+        lambda z, q, kq, ov: reference.prompt_attention(z, q, kq, ov, lengths),
+        inputs,
+        1,
+        ctx.needs,
+        ctx.needs_input_grad[:5],
+        grads,
+    )
+    return *second, None, None, None, None
+
+
+def _moments_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    context, query, kq, lengths, want_overlaps = inputs
+    ctx.save_for_backward(context, query, kq, lengths)
+    ctx.want_overlaps = want_overlaps
+
+
+def _moments_backward(ctx: Any, grad_moments: Tensor, grad_overlaps: Tensor) -> Grads:
+    needs = ctx.needs_input_grad[:3]
+    overlaps = grad_overlaps if ctx.want_overlaps else None
+    grads = torch.ops.mhicl.prompt_moments_backward(grad_moments, overlaps, *ctx.saved_tensors, needs)
+    return *_where_needed(grads, needs), None, None
+
+
+def _moments_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad_moments, grad_overlaps, context, query, kq, lengths, needs = inputs
+    ctx.save_for_backward(grad_moments, grad_overlaps, context, query, kq, lengths)
+    ctx.needs = needs
+
+
+def _moments_double_backward(ctx: Any, *grads: Tensor | None) -> Grads:
+    grad_moments, grad_overlaps, context, query, kq, lengths = ctx.saved_tensors
+    cotangents = [grad_moments] if grad_overlaps is None else [grad_moments, grad_overlaps]
+    wanted = [need for i, need in enumerate(ctx.needs_input_grad[:5]) if i != 1 or grad_overlaps is not None]
+    second = _differentiate_backward(
+        lambda z, q, kq: reference.prompt_moments(z, q, kq, lengths)[: len(cotangents)],
+        [*cotangents, context, query, kq], len(cotangents), ctx.needs, wanted, grads,
+    )  # fmt: skip
+    if grad_overlaps is None:
+        second.insert(1, None)
+    return *second, None, None
+
+
+for _name, _backward, _setup in (
+    ("prompt_attention", _attention_backward, _attention_setup),
+    ("prompt_attention_backward", _attention_double_backward, _attention_backward_setup),
+    ("prompt_moments", _moments_backward, _moments_setup),
+    ("prompt_moments_backward", _moments_double_backward, _moments_backward_setup),
+):
+    torch.library.register_autograd(f"mhicl::{_name}", _backward, setup_context=_setup)
+
+
+def _differentiate_backward(
+    definition: Definition,
+    inputs: Sequence[Tensor],
+    n_cotangents: int,
+    backward_needs: Sequence[bool],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradient of a backward operator, through the definition of the forward one.
+
+    `inputs` are the backward operator's: `n_cotangents` cotangents of the definition's outputs, then the definition's
+    arguments. `backward_needs` says which arguments the backward operator differentiated by, `needs` which inputs want
+    a gradient now, and `grads` are the gradients of the backward operator's results.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, since a saved tensor may itself be a function of another one.
+        aliases = [x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_() for x in inputs]
+        cotangents, arguments = aliases[:n_cotangents], aliases[n_cotangents:]
+        outputs = definition(*arguments)
+        first_inputs = [x for x, need in zip(arguments, backward_needs) if need]
+        first = torch.autograd.grad(outputs, first_inputs, cotangents, create_graph=True)
+    pairs = [
+        (value, grad)
+        for value, grad in zip(first, [g for g, need in zip(grads, backward_needs) if need])
+        if grad is not None and value.requires_grad
+    ]
+    wanted = [x for x, need in zip(aliases, needs) if need]
+    values, cogradients = [value for value, _ in pairs], [grad for _, grad in pairs]
+    second = iter(torch.autograd.grad(values, wanted, cogradients, create_graph=create_graph, allow_unused=True))
+    return [next(second) if need else None for need in needs]
+
+
+def _needs_definition(*tensors: Tensor) -> bool:
+    """Whether a transform is active that only the plain-PyTorch definition gets right."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return torch.compiler.is_compiling() or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def _jacobian_pays(ov: Tensor, context_length: int) -> bool:
+    """Whether the forward pass should take each output's derivative along, so that the backward pass needs no context.
+
+    It costs one column a head and output. While they fit beside the logits in one vector they are almost free; what is
+    kept must stay smaller than the context.
+    """
+    models, heads, outputs, _ = ov.shape
+    padded_heads = 1
+    while padded_heads < heads:
+        padded_heads *= 2
+    in_one_vector = outputs == 1 or (1 + outputs) * padded_heads <= 16
+    return in_one_vector and (1 + outputs) * models * heads <= context_length
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    if not all(isinstance(x, Tensor) for x in tensors) or not torch.is_autocast_enabled(tensors[0].device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+
+
+def _where_needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [grad if need else None for grad, need in zip(grads, needs)]
+
+
+def _as_int64(lengths: Tensor | None) -> Tensor | None:
+    return None if lengths is None else lengths.to(torch.int64)
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,176 @@
+"""Every way to differentiate, trace and compile the prompt operators, compared by value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from prompts import Shape, make_inputs
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from mhicl_fast import ops, reference
+
+SHAPES = [Shape(3, 4, 2, 1, 2), Shape(3, 4, 2, 2, 2)]
+NAMES = ["context", "query", "kq", "ov"]
+
+
+def as_function_of(operator: Callable[..., Tensor], inputs: list[Tensor], which: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: operator(*inputs[:which], x, *inputs[which + 1 :])
+
+
+def scalar(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *x: operator(*x).square().sum()
+
+
+def _tangent(x: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)
+
+
+def _dual(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, _tangent(x)))).tangent
+
+
+def _third(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    first = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(first.square().sum(), x, create_graph=True)[0]
+    return torch.autograd.grad(second.square().sum(), x)[0]
+
+
+# Each takes a vector-valued function of one argument and the argument.
+TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "grad": lambda f, x: grad(lambda y: f(y).square().sum())(x),
+    "vmap": lambda f, x: vmap(f)(torch.stack([x, 2 * x])),
+    "vmap of grad": lambda f, x: vmap(grad(lambda y: f(y).square().sum()))(torch.stack([x, 2 * x])),
+    "jvp": lambda f, x: jvp(f, (x,), (_tangent(x),))[1],
+    "jacfwd": lambda f, x: jacfwd(f)(x),
+    "nested jacfwd": lambda f, x: jacfwd(jacfwd(lambda y: f(y).square().sum()))(x),
+    "jacrev": lambda f, x: jacrev(f)(x),
+    "hessian": lambda f, x: hessian(lambda y: f(y).square().sum())(x),
+    "jvp of grad": lambda f, x: jvp(grad(lambda y: f(y).square().sum()), (x,), (_tangent(x),))[1],
+    "dual numbers": _dual,
+    "double backward": lambda f, x: torch.autograd.functional.hessian(lambda y: f(y).square().sum(), x),
+    "third derivative": _third,
+}
+
+
+@pytest.mark.parametrize("which", range(4), ids=NAMES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+def test_transforms_have_the_values_of_the_definition(transform: Callable, shape: Shape, which: int) -> None:
+    inputs = make_inputs(shape, torch.float64, seed=0)
+    got = transform(as_function_of(ops.prompt_attention, inputs, which), inputs[which])
+    expected = transform(as_function_of(reference.prompt_attention, inputs, which), inputs[which])
+    # A hessian in ov and the third derivative in it are what they are; everything else must not vanish.
+    assert expected.abs().max() > 0
+    assert torch.allclose(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["grad", "vmap", "jacfwd", "hessian"])
+def test_transforms_inside_compile(name: str) -> None:
+    inputs = make_inputs(SHAPES[0], torch.float64, seed=1)
+    expected = TRANSFORMS[name](as_function_of(reference.prompt_attention, inputs, 2), inputs[2])
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: TRANSFORMS[name](as_function_of(ops.prompt_attention, inputs, 2), x),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert torch.allclose(compiled(inputs[2]), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([0, 2, 4])], ids=["full", "ragged"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradcheck_and_gradgradcheck(shape: Shape, lengths: Tensor | None) -> None:
+    inputs = [x.requires_grad_() for x in make_inputs(shape, torch.float64, seed=2)]
+
+    def attention(*x: Tensor) -> Tensor:
+        return ops.prompt_attention(*x, context_lengths=lengths)
+
+    def moments(*x: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.prompt_moments(*x, context_lengths=lengths)
+
+    assert torch.autograd.gradcheck(attention, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(attention, inputs)
+    fixed = [x.detach() for x in inputs[:2]]
+    assert torch.autograd.gradgradcheck(lambda kq, ov: attention(*fixed, kq, ov), inputs[2:])
+    assert torch.autograd.gradcheck(moments, inputs[:3], check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(moments, inputs[:3])
+
+
+def test_moments_alone_without_overlaps() -> None:
+    inputs = [x.requires_grad_() for x in make_inputs(SHAPES[0], torch.float64, seed=3)[:3]]
+    assert torch.autograd.gradgradcheck(lambda *x: ops.prompt_moments(*x)[0], inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: torch.ops.mhicl.prompt_moments(*x, None, False)[0], inputs)
+
+
+@pytest.mark.parametrize("keep", [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_opcheck(shape: Shape, keep: tuple[bool, bool]) -> None:
+    context, query, kq, ov = make_inputs(shape, torch.float64, seed=4)
+    keep_moments, keep_jacobian = keep
+    inputs = [
+        context.requires_grad_(keep_moments and not keep_jacobian),
+        query.requires_grad_(keep_moments),
+        kq[None].clone().requires_grad_(keep_moments),
+        ov[None].clone().requires_grad_(keep_moments),
+    ]
+    torch.library.opcheck(torch.ops.mhicl.prompt_attention, (*inputs, torch.tensor([0, 2, 4]), *keep))
+    moments_inputs = [inputs[0], inputs[1], kq.clone().requires_grad_(keep_moments)]
+    torch.library.opcheck(torch.ops.mhicl.prompt_moments, (*moments_inputs, None, keep_jacobian))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compile_is_one_graph_and_runs_the_kernels_both_ways(shape: Shape, dynamic: bool) -> None:
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs: list[str] = []
+
+    def keep_graph(module: torch.fx.GraphModule, example_inputs: object) -> Callable:
+        graphs.append(module.code)
+        return make_boxed_func(module.forward)
+
+    torch._dynamo.reset()
+    inputs = make_inputs(shape, torch.float64, seed=5)
+    leaves = [x.requires_grad_(i >= 2) for i, x in enumerate(inputs)]
+    compiled = torch.compile(
+        scalar(ops.prompt_attention), fullgraph=True, dynamic=dynamic, backend=aot_autograd(fw_compiler=keep_graph)
+    )
+    got = torch.autograd.grad(compiled(*leaves), leaves[2:])
+    expected = torch.autograd.grad(scalar(reference.prompt_attention)(*leaves), leaves[2:])
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(got, expected, strict=True))
+    assert "mhicl.prompt_attention.default" in graphs[0]
+    assert "mhicl.prompt_attention_backward.default" in graphs[1]
+
+
+def test_autocast_casts_to_its_dtype() -> None:
+    context, query, kq, ov = make_inputs(Shape(5, 6, 4, 2, 3), torch.float32, seed=6)
+    kq.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.prompt_attention(context.bfloat16(), query, kq, ov)
+        float64 = ops.prompt_attention(*(x.detach().double() for x in (context, query, kq, ov)))
+    assert out.dtype == torch.bfloat16
+    assert float64.dtype == torch.float64
+    expected = ops.prompt_attention(*(x.detach().bfloat16() for x in (context, query, kq, ov)))
+    assert torch.equal(out, expected)
+    assert torch.autograd.grad(out.sum(), kq)[0].dtype == torch.float32
+
+
+def test_fake_tensors_have_shapes_and_dtypes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        inputs = [torch.empty(s, requires_grad=True) for s in [(3, 4, 5), (3, 5), (2, 5, 5), (2, 1, 5)]]
+        out = ops.prompt_attention(*inputs)
+        moments, overlaps = ops.prompt_moments(*inputs[:3])
+        grads = torch.autograd.grad(out.sum() + moments.sum() + overlaps.sum(), inputs)
+    assert out.shape == (3, 1)
+    assert moments.shape == (3, 2, 5)
+    assert overlaps.shape == (3, 2, 2)
+    assert [g.shape for g in grads] == [x.shape for x in inputs]
