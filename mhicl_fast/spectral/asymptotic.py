@@ -1,0 +1,101 @@
+"""The closed-form population loss of full matrices in powers of 1/L, differentiable in KQ and OV."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ._inputs import check_order
+
+if TYPE_CHECKING:
+    from ..tasks import MultiTaskRegression
+
+
+def asymptotic_loss(task: MultiTaskRegression, kq: Tensor, ov: Tensor, *, order: str = "first") -> Tensor:
+    """Population loss Σ_i E(ŷ_i − y_i)² at leading or first order in 1/L, for any supports and covariance.
+
+    kq (H, D, D), ov (H, I, D), D = d + I -> scalar, in their dtype and on their device, differentiable in both.
+    With W_h the covariate block of KQ_h, U_h the label block of OV_h, Σ = A Aᵀ, W̃_h = Aᵀ W_h A, P_j = Aᵀ S_j A,
+
+        G_hg = Id − W̃_hᵀ W̃_g − W̃_gᵀ W̃_h,   M_hg = det(G_hg)^−½,   R_ij = δ_ij Id − Σ_h U_h[i,j] W̃_h
+        leading: Σ_ij λ_j tr(R_ijᵀ P_j R_ij) + (1/L) Σ_ij Σ_hg U_h[i,j] U_g[i,j] (λ_j tr P_j + σ²) M_hg
+        first:   + (2/L) Σ_ij Σ_h λ_j U_h[i,j] M_hh tr(R_ijᵀ P_j W̃_h G_hh⁻¹)
+                 + (1/L) Σ_ij Σ_hg λ_j U_h[i,j] U_g[i,j] M_hg tr(W̃_hᵀ P_j W̃_g G_hg⁻¹)
+
+    and σ² I more with a noisy target. The formula holds for weights that attend by covariates and read labels only: it
+    raises ValueError unless KQ[:, d:, :d] = 0 and OV[:, :, :d] = 0 exactly (gradient flow keeps them so, their
+    gradient is 0), and where some G is not positive definite, since the average over queries does not exist there.
+    The last I columns of KQ meet the zeros of the query token and never matter. Warns with `ShortContextWarning` for
+    first order below L = 400.
+    """
+    check_order(order, task.context_length)
+    w, u = _blocks(task, kq, ov)
+    weights = _fold_covariance(task, w)  # W̃ (H, d, d)
+    projections = _projections(task, w)  # P (I, d, d)
+    signal = task.signal.to(w)
+    kernel, inverse = _query_average(weights)  # M (H, H), G⁻¹ (H, H, d, d)
+
+    noise = task.noise_std**2
+    per_label = signal * projections.diagonal(dim1=-2, dim2=-1).sum(-1) + noise
+    pairs = torch.einsum("j,hij,gij->hg", per_label, u, u)
+    identity = torch.eye(task.dim_x, dtype=w.dtype, device=w.device)
+    own = torch.eye(task.n_tasks, dtype=w.dtype, device=w.device)
+    residual = own[:, :, None, None] * identity - torch.einsum("hij,hab->ijab", u, weights)  # R (I, I, d, d)
+    weighted = torch.einsum("j,jab,ijbc->ijac", signal, projections, residual)  # λ_j P_j R_ij
+    loss = (residual * weighted).sum()
+    if order == "first":
+        own_inverse = inverse.diagonal(dim1=0, dim2=1).permute(2, 0, 1)  # G_hh⁻¹ (H, d, d)
+        shrinkage = torch.einsum("hij,ijab,hab->h", u, weighted, weights @ own_inverse)
+        loss = loss + 2 / task.context_length * (kernel.diagonal() * shrinkage).sum()
+        tilt = torch.einsum("hab,jac,gce,hgeb->hgj", weights, projections, weights, inverse)
+        pairs = pairs + torch.einsum("j,hij,gij,hgj->hg", signal, u, u, tilt)
+    loss = loss + (pairs * kernel).sum() / task.context_length
+    return loss + (noise * task.n_tasks if task.noisy_target else 0.0)
+
+
+def _blocks(task: MultiTaskRegression, kq: Tensor, ov: Tensor) -> tuple[Tensor, Tensor]:
+    """The covariate block of KQ (H, d, d) and the label block of OV (H, I, I), after the checks."""
+    for name, tensor in (("kq", kq), ("ov", ov)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {getattr(tensor, 'dtype', type(tensor))}")
+    d, dim = task.dim_x, task.dim
+    if kq.ndim != 3 or kq.shape[0] < 1 or kq.shape[1:] != (dim, dim):
+        raise ValueError(f"kq must be (heads, {dim}, {dim}), got shape {list(kq.shape)}")
+    if ov.shape != (kq.shape[0], task.n_tasks, dim):
+        raise ValueError(f"ov must be ({kq.shape[0]} heads, {task.n_tasks}, {dim}), got shape {list(ov.shape)}")
+    if kq.dtype != ov.dtype or kq.device != ov.device:
+        raise ValueError(f"kq is {kq.dtype} on {kq.device}, ov is {ov.dtype} on {ov.device}: they must agree")
+    if bool((kq[:, d:, :d] != 0).any()):
+        raise ValueError(f"logits must not read labels: kq[:, {d}:, :{d}] must be 0")
+    if bool((ov[:, :, :d] != 0).any()):
+        raise ValueError(f"outputs must read labels only: ov[:, :, :{d}] must be 0")
+    return kq[:, :d, :d], ov[:, :, d:]
+
+
+def _fold_covariance(task: MultiTaskRegression, w: Tensor) -> Tensor:
+    if task.covariance_factor is None:
+        return w
+    factor = task.covariance_factor.to(w)
+    return factor.T @ w @ factor
+
+
+def _projections(task: MultiTaskRegression, like: Tensor) -> Tensor:
+    selected = torch.diag_embed(task.support.to(like))
+    return _fold_covariance(task, selected)
+
+
+def _query_average(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """det(G)^−½ and G⁻¹ for all pairs of heads: E exp(r_h·r_g) over queries and the tilted query covariance."""
+    overlaps = torch.einsum("hab,gac->hgbc", weights, weights)  # W_hᵀ W_g
+    identity = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+    factor, failed = torch.linalg.cholesky_ex(identity - overlaps - overlaps.transpose(-2, -1))
+    if bool(failed.any()) or not bool(torch.isfinite(factor).all()):
+        largest = float(torch.linalg.matrix_norm(weights.detach(), 2).max())
+        raise ValueError(
+            "the loss does not exist: Id − W_hᵀW_g − W_gᵀW_h must be positive definite for every pair of heads; the "
+            f"largest singular value of the covariate blocks is {largest:.6g}, and below 0.707107 it always exists"
+        )
+    log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return torch.exp(-log_determinant / 2), torch.cholesky_inverse(factor)
