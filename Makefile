@@ -46,7 +46,7 @@ lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMPS)/package ## check the results, then time them against plain PyTorch
-	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/prompt_attention.py
 
 wheel: $(STAMPS)/dev ## dist/*.whl for this Python and torch
 	$(BIN)/python -m build --wheel --no-isolation

@@ -35,10 +35,11 @@ struct RowPointers {
   }
 };
 
-// acc[r][c] = Σ_k A[r, k] B[k, c], where the last vector of a row of B has only `tail` lanes if Partial.
-template <class T, int ROWS, int COLS, bool UnitRows, bool Partial>
+// acc[r][c] = Σ_k A[r, k] B[k, c], where the last vector of a row of B has only `tail` lanes if Partial. Each step also
+// asks for AHEAD cache lines at `ahead`, a line further each time.
+template <class T, int ROWS, int COLS, bool UnitRows, bool Partial, int AHEAD = 0>
 MHICL_INLINE void multiply_tile(Vec<T> (&acc)[ROWS][COLS], int64_t depth, const T* a, int64_t a_stride, const T* b,
-                                  int64_t b_stride, Head<T> tail) {
+                                int64_t b_stride, Head<T> tail, const char* ahead = nullptr) {
   RowPointers<T, ROWS> rows(a, a_stride);
   MHICL_UNROLL
   for (int r = 0; r < ROWS; ++r) {
@@ -57,6 +58,8 @@ MHICL_INLINE void multiply_tile(Vec<T> (&acc)[ROWS][COLS], int64_t depth, const 
       MHICL_UNROLL
       for (int c = 0; c < COLS; ++c) acc[r][c] = fma<T>(entry, row_of_b[c], acc[r][c]);
     }
+    MHICL_UNROLL
+    for (int i = 0; i < AHEAD; ++i) __builtin_prefetch(ahead + (k * AHEAD + i) * 64, 0, 2);
     b += b_stride;
     if (UnitRows) a += a_stride;
     else rows.advance();

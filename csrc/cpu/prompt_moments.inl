@@ -70,7 +70,7 @@ template <class T>
 struct Rows {
   const T* data;
   int64_t stride, count;
-  const T* next;  // the prompt that comes after, if it lies in memory as this one does
+  int64_t to_next;  // from a row to the same row of the next prompt; 0 where prompts are not adjacent rows
 };
 
 template <class T>
@@ -78,8 +78,8 @@ Rows<T> context_rows(const PromptParams<T>& p, int64_t n, T* stage) {
   const int64_t count = p.lengths == nullptr ? p.context_length : p.lengths[n];
   const int64_t offset = n * p.prompt_stride;
   if (stage == nullptr) {
-    const T* data = static_cast<const T*>(p.context) + offset;
-    return {data, p.position_stride, count, n + 1 < p.n_prompts ? data + p.prompt_stride : nullptr};
+    const bool adjacent = p.position_stride == p.dim && n + 1 < p.n_prompts;
+    return {static_cast<const T*>(p.context) + offset, p.position_stride, count, adjacent ? p.prompt_stride : 0};
   }
   for (int64_t l = 0; l < count; ++l) {
     const int64_t row = offset + l * p.position_stride;
@@ -89,7 +89,7 @@ Rows<T> context_rows(const PromptParams<T>& p, int64_t n, T* stage) {
                                                           : T(widen(static_cast<const uint16_t*>(p.context)[at], p.storage));
     }
   }
-  return {stage, p.dim, count, nullptr};
+  return {stage, p.dim, count, 0};
 }
 
 template <class T>
@@ -110,25 +110,19 @@ struct Tables {
   T* operator[](int64_t i) const { return i == 0 ? probabilities : gradients + (i - 1) * stride; }
 };
 
-// Asks for rows of the next prompt while this one is worked on: its context comes from memory only once, and waiting for
-// it would cost as much as the arithmetic.
-template <class T>
-MHICL_INLINE void prefetch_next(const Rows<T>& z, int64_t l, int64_t rows, int64_t dim) {
-  if (z.next == nullptr) return;
-  for (int64_t r = l; r < l + rows; ++r) {
-    const char* row = reinterpret_cast<const char*>(z.next + r * z.stride);
-    for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(row + byte, 0, 2);
-  }
-}
-
 // ROWS rows of COLS vectors of the product of the context with a panel (D × count·width), whose columns are those of the
 // tables, one after another.
 template <class T, int ROWS, int COLS>
 void score_tile(const Rows<T>& z, int64_t l, int64_t dim, const T* panel, int64_t vector, const Tables<T>& tables,
                 const Rotation<T>* rotations) {
   Vec<T> acc[ROWS][COLS];
-  multiply_tile<T, ROWS, COLS, false, false>(acc, dim, z.data + l * z.stride, z.stride, panel + vector * kLanes<T>,
-                                             tables.count * tables.width, Head<T>(0));
+  const T* rows = z.data + l * z.stride;
+  // The next prompt's rows come from memory, while these are worked on, in step with the arithmetic: all at once they
+  // would fill the queue to memory and stop everything.
+  constexpr int lines = (ROWS * int(sizeof(T)) + 63) / 64;
+  multiply_tile<T, ROWS, COLS, false, false, lines>(acc, dim, rows, z.stride, panel + vector * kLanes<T>,
+                                                    tables.count * tables.width, Head<T>(0),
+                                                    reinterpret_cast<const char*>(rows + z.to_next));
   const int64_t groups = kLanes<T> / tables.width;
   MHICL_UNROLL
   for (int c = 0; c < COLS; ++c) {
@@ -147,7 +141,6 @@ void score_rows(const Rows<T>& z, int64_t dim, const T* panel, int64_t vector, c
                 const Rotation<T>* rotations) {
   int64_t l = 0;
   for (; l + kScoreRows <= z.count; l += kScoreRows) {
-    if (vector == 0) prefetch_next(z, l, kScoreRows, dim);
     score_tile<T, kScoreRows, COLS>(z, l, dim, panel, vector, tables, rotations);
   }
   if (l == z.count) return;
@@ -200,7 +193,7 @@ struct ChunkState {
   GroupRotations<T> rotations;
   T* query_columns;  // (D, chunk)
   T* projected;      // (blocks, chunk, D, width): r
-  T* panel;          // (D, 1 + directions, width): r and the directions of one prompt and block
+  T* panels;         // (blocks, D, 1 + directions, width): r of one prompt, and the directions
   T* stage;          // (L, D), or null
   T* probabilities;  // (blocks, table)
   T* gradients;      // (blocks, directions, table)
@@ -214,7 +207,7 @@ struct ChunkState {
         rotations(p.width) {
     query_columns = workspace.take(p.dim * kChunk);
     projected = workspace.take(p.blocks * kChunk * p.dim * p.width);
-    panel = workspace.take((1 + directions) * p.dim * p.width);
+    panels = workspace.take(p.blocks * panel_size());
     stage = needs_stage(p) ? workspace.take(p.context_length * p.dim) : nullptr;
     probabilities = workspace.take(p.blocks * table);
     gradients = workspace.take(p.blocks * directions * table);
@@ -223,7 +216,7 @@ struct ChunkState {
   static int64_t size(const PromptParams<T>& p, int64_t directions, int64_t table) {
     const auto padded = Workspace<T>::padded;
     return padded(p.dim * kChunk) + padded(p.blocks * kChunk * p.dim * p.width) +
-           padded((1 + directions) * p.dim * p.width) + (needs_stage(p) ? padded(p.context_length * p.dim) : 0) +
+           padded(p.blocks * (1 + directions) * p.dim * p.width) + (needs_stage(p) ? padded(p.context_length * p.dim) : 0) +
            padded(p.blocks * table) + padded(p.blocks * directions * table);
   }
 
@@ -254,30 +247,38 @@ struct ChunkState {
     }
   }
 
-  // Rows r[d], v_1[d], …, v_O[d] of the panel. Whole vectors go out, in order: what spills over is written after.
-  void fill_panel(const T* r, const T* packed_directions) {
-    T* out = panel;
-    for (int64_t d = 0; d < p.dim; ++d) {
-      store(out, load(r + d * p.width));
-      out += p.width;
-      for (int64_t i = 0; i < directions; ++i, out += p.width, packed_directions += p.width) {
-        store(out, load(packed_directions));
-      }
+  int64_t panel_size() const { return p.dim * (1 + directions) * p.width; }
+
+  // Directions that are the same for all prompts, (blocks, D, directions, width), into the panels.
+  void fill_directions(const T* packed) {
+    const int64_t row = directions * p.width;
+    for (int64_t i = 0; i < p.blocks * p.dim; ++i) {
+      std::memcpy(panels + i * (row + p.width) + p.width, packed + i * row, size_t(row) * sizeof(T));
     }
   }
 
-  // The same for one direction, each head's a row of its own.
-  void fill_panel(const T* r, const T* direction, int64_t heads) {
-    for (int64_t d = 0; d < p.dim; ++d) store(panel + d * 2 * p.width, load(r + d * p.width));
-    for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t d = 0; d < p.dim; ++d) panel[(2 * d + 1) * p.width + h] = direction[h * p.dim + d];
+  // One prompt's own direction, each head's a row.
+  void fill_direction(int64_t block, const T* rows) {
+    T* panel = panels + block * panel_size() + p.width;
+    for (int64_t h = 0; h < heads_in(block); ++h) {
+      for (int64_t d = 0; d < p.dim; ++d) panel[2 * d * p.width + h] = rows[h * p.dim + d];
     }
   }
 
-  // Probabilities of one block, and beside them their gradients before the softmax, z_l·v_h, from the filled panel.
-  void attend(const Rows<T>& z, int64_t block, const T* columns) {
+  // r of one prompt into the panel that holds the directions; without any, where it stands is the panel.
+  const T* panel(int64_t block, int64_t n) {
+    const T* r = projected_of(block, n);
+    if (directions == 0) return r;
+    T* out = panels + block * panel_size();
+    const Head<T> head(p.width);
+    for (int64_t d = 0; d < p.dim; ++d) store(out + d * (1 + directions) * p.width, load(r + d * p.width), head);
+    return out;
+  }
+
+  // Probabilities of one block, and beside them their gradients before the softmax, z_l·v_h.
+  void attend(const Rows<T>& z, int64_t block, int64_t n) {
     const Tables<T> tables = {probabilities_of(block), gradients_of(block), table, 1 + directions, p.width};
-    scores<T>(z, p.dim, columns, tables, rotations.by);
+    scores<T>(z, p.dim, panel(block, n), tables, rotations.by);
     softmax<T>(tables.probabilities, table_vectors<T>(z.count, p.width), p.width);
   }
 
@@ -314,16 +315,12 @@ void moments_forward(const MomentsForwardParams<T>& params, int64_t begin, int64
   const PromptParams<T>& p = params.prompts;
   const int64_t row = p.heads * p.dim, directions = params.directions;
   ChunkState<T> state(p, directions, 0);
+  if (directions > 0) state.fill_directions(params.packed_directions);
   for (int64_t n = begin; n < end; ++n) {
     if ((n - begin) % kChunk == 0) state.project(n, end < n + kChunk ? end : n + kChunk);
     const Rows<T> z = context_rows(p, n, state.stage);
     for (int64_t block = 0; block < p.blocks; ++block) {
-      const T* columns = state.projected_of(block, n);
-      if (directions > 0) {
-        state.fill_panel(columns, params.packed_directions + block * p.dim * directions * p.width);
-        columns = state.panel;
-      }
-      state.attend(z, block, columns);
+      state.attend(z, block, n);
       state.weigh(z, block, state.probabilities_of(block), params.moments + n * row);
       for (int64_t i = 0; i < directions; ++i) {
         state.differentiate_softmax(z, block, i);
@@ -408,8 +405,8 @@ void moments_backward(const MomentsBackwardParams<T>& params, int64_t begin, int
     const Rows<T> z = context_rows(p, n, state.stage);
     const T* grad_moments = params.grad_moments + n * row;
     for (int64_t block = 0; block < p.blocks; ++block) {
-      state.fill_panel(state.projected_of(block, n), grad_moments + block * p.width * p.dim, state.heads_in(block));
-      state.attend(z, block, state.panel);
+      state.fill_direction(block, grad_moments + block * p.width * p.dim);
+      state.attend(z, block, n);
     }
     if (params.grad_overlaps != nullptr) {
       overlap_backward(state, z, params.grad_overlaps + n * p.heads * p.heads, symmetric);

@@ -53,20 +53,42 @@ MHICL_INLINE Vec<T> sum_by_head(Vec<T> v, int64_t width) {
   return v;
 }
 
+// Reductions run in four independent chains, since each step of a chain waits for the one before. The order is fixed.
+// step(chain, i) takes vector i in; merge joins two chains.
+template <class T, class Step, class Merge>
+MHICL_INLINE Vec<T> reduce(int64_t n, Vec<T> start, const Step& step, const Merge& merge) {
+  Vec<T> chain[4] = {start, start, start, start};
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    MHICL_UNROLL
+    for (int c = 0; c < 4; ++c) chain[c] = step(chain[c], i + c);
+  }
+  for (; i < n; ++i) chain[0] = step(chain[0], i);
+  return merge(merge(chain[0], chain[1]), merge(chain[2], chain[3]));
+}
+
+template <class T>
+struct Add {
+  MHICL_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const { return a + b; }
+};
+template <class T>
+struct Larger {
+  MHICL_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const { return max<T>(a, b); }
+};
+
 // Turns logits into probabilities, in place. n_vectors covers the table; padding holds −∞.
 template <class T>
 void softmax(T* table, int64_t n_vectors, int64_t width) {
   constexpr int W = kLanes<T>;
-  Vec<T> top = broadcast<T>(-std::numeric_limits<T>::infinity());
-  for (int64_t i = 0; i < n_vectors; ++i) top = max<T>(top, load(table + i * W));
-  top = largest_by_head<T>(top, width);
-  Vec<T> sum{};
-  for (int64_t i = 0; i < n_vectors; ++i) {
+  const Vec<T> lowest = broadcast<T>(-std::numeric_limits<T>::infinity());
+  const auto larger = [&](Vec<T> top, int64_t i) MHICL_INLINE_LAMBDA { return max<T>(top, load(table + i * W)); };
+  const Vec<T> top = largest_by_head<T>(reduce<T>(n_vectors, lowest, larger, Larger<T>{}), width);
+  const auto exponential = [&](Vec<T> sum, int64_t i) MHICL_INLINE_LAMBDA {
     const Vec<T> e = exp_nonpositive<T>(load(table + i * W) - top);
-    sum += e;
     store(table + i * W, e);
-  }
-  sum = sum_by_head<T>(sum, width);
+    return sum + e;
+  };
+  const Vec<T> sum = sum_by_head<T>(reduce<T>(n_vectors, Vec<T>{}, exponential, Add<T>{}), width);
   const Vec<T> inverse = broadcast<T>(T(1)) / sum;
   for (int64_t i = 0; i < n_vectors; ++i) store(table + i * W, load(table + i * W) * inverse);
 }
@@ -75,9 +97,10 @@ void softmax(T* table, int64_t n_vectors, int64_t width) {
 template <class T>
 void softmax_backward(const T* probabilities, T* gradient, int64_t n_vectors, int64_t width) {
   constexpr int W = kLanes<T>;
-  Vec<T> mean{};
-  for (int64_t i = 0; i < n_vectors; ++i) mean = fma<T>(load(probabilities + i * W), load(gradient + i * W), mean);
-  mean = sum_by_head<T>(mean, width);
+  const auto product = [&](Vec<T> sum, int64_t i) MHICL_INLINE_LAMBDA {
+    return fma<T>(load(probabilities + i * W), load(gradient + i * W), sum);
+  };
+  const Vec<T> mean = sum_by_head<T>(reduce<T>(n_vectors, Vec<T>{}, product, Add<T>{}), width);
   for (int64_t i = 0; i < n_vectors; ++i) {
     store(gradient + i * W, load(probabilities + i * W) * (load(gradient + i * W) - mean));
   }

@@ -2,6 +2,7 @@
 // language has no word for the instruction.
 
 #define MHICL_INLINE inline __attribute__((always_inline))
+#define MHICL_INLINE_LAMBDA __attribute__((always_inline))
 
 // For loops over a tile: it stays in registers only if every index is a constant.
 #if defined(__clang__)

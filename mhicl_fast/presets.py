@@ -1,0 +1,113 @@
+"""The settings of public studies, by name. All draw fresh prompts at every step."""
+
+from __future__ import annotations
+
+from .train.config import ConfigError, RunConfig, nearest
+
+PRESETS = {
+    config.preset: config
+    for config in (
+        RunConfig(
+            preset="demo",
+            dim_x=30,
+            n_tasks=3,
+            context_length=400,
+            support="blocks",
+            noise_std=0.1,
+            noisy_target=True,
+            n_heads=3,
+            parameters="factored",
+            scale=1.0,
+            start="small",
+            start_size=0.01,
+            estimator="conditional",
+            n_prompts=1024,
+            optimizer="flow",
+            learning_rate=0.04,
+            step_cap=0.04,
+            steps=1400,
+            record_every=5,
+            checkpoint_every=100,
+            eval_prompts=16384,
+        ),
+        RunConfig(
+            preset="multi-task",
+            dim_x=50,
+            n_tasks=3,
+            context_length=100,
+            support="blocks",
+            n_heads=3,
+            start="decomposable",
+            estimator="conditional",
+            n_prompts=1000,
+            optimizer="sgd",
+            learning_rate=0.01,
+            steps=100_000,
+            record_every=100,
+            checkpoint_every=1000,
+        ),
+        RunConfig(
+            preset="single-task",
+            dim_x=50,
+            n_tasks=1,
+            context_length=100,
+            n_heads=8,
+            start="decomposable",
+            estimator="sampled",
+            n_prompts=10_000,
+            optimizer="sgd",
+            learning_rate=0.01,
+            steps=100_000,
+            record_every=100,
+            checkpoint_every=500,
+        ),
+        RunConfig(
+            preset="demystified",
+            dim_x=5,
+            n_tasks=1,
+            context_length=40,
+            signal="1/d",
+            noise_std=0.1**0.5,
+            noisy_target=True,
+            n_heads=2,
+            start="random",
+            estimator="sampled",
+            n_prompts=256,
+            optimizer="adam",
+            learning_rate=1e-3,
+            steps=500_001,
+            record_every=500,
+            checkpoint_every=10_000,
+            eval_prompts=65_536,
+        ),
+        RunConfig(
+            preset="superposition",
+            dim_x=6,
+            n_tasks=2,
+            context_length=48,
+            support="0:4,2:6",
+            signal="1/d",
+            noise_std=0.1**0.5,
+            noisy_target=True,
+            n_heads=3,
+            start="random",
+            estimator="sampled",
+            n_prompts=256,
+            optimizer="adam",
+            learning_rate=1e-3,
+            steps=500_001,
+            record_every=500,
+            checkpoint_every=10_000,
+            eval_prompts=65_536,
+        ),
+    )
+}
+
+
+def preset(name: str) -> RunConfig:
+    """The preset called `name`; ConfigError naming the nearest one where there is none."""
+    if name not in PRESETS:
+        raise ConfigError(
+            f"unknown preset {name!r}; the nearest one is {nearest(name, PRESETS)!r} (there are {', '.join(PRESETS)})"
+        )
+    return PRESETS[name]
