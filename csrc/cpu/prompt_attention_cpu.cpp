@@ -19,22 +19,16 @@ struct Sizes {
   int64_t row() const { return models * heads * dim; }     // all models'
 };
 
-// ŷ_mno = Σ_hd OV_mhod c_nmhd.
+// ŷ_mno = Σ_hd OV_mhod c_nmhd for prompts [begin, end); weights is OV as (M, H, D, O).
 template <class T>
-at::Tensor contract(const Sizes& s, const at::Tensor& moments, const at::Tensor& ov) {
-  const at::Tensor weights = ov.permute({0, 1, 3, 2}).contiguous();  // (M, H, D, O)
-  at::Tensor out = at::empty({s.models, s.n, s.outputs}, moments.options());
-  for_slices(Slices(s.n, 0, 0), [&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t m = 0; m < s.models; ++m) {
-      kernels().attention<T>().gemm(
-          {.rows = end - begin, .cols = s.outputs, .depth = s.model_row(),
-           .a = moments.const_data_ptr<T>() + begin * s.row() + m * s.model_row(), .a_stride = s.row(),
-           .unit_rows = false, .b = weights.const_data_ptr<T>() + m * s.model_row() * s.outputs,
-           .b_stride = s.outputs, .c = out.mutable_data_ptr<T>() + (m * s.n + begin) * s.outputs,
-           .c_stride = s.outputs, .accumulate = false});
-    }
-  });
-  return out;
+void contract(const Sizes& s, const T* moments, const T* weights, int64_t begin, int64_t end, T* out) {
+  for (int64_t m = 0; m < s.models; ++m) {
+    kernels().attention<T>().gemm({.rows = end - begin, .cols = s.outputs, .depth = s.model_row(),
+                                   .a = moments + begin * s.row() + m * s.model_row(), .a_stride = s.row(),
+                                   .unit_rows = false, .b = weights + m * s.model_row() * s.outputs,
+                                   .b_stride = s.outputs, .c = out + (m * s.n + begin) * s.outputs,
+                                   .c_stride = s.outputs, .accumulate = false});
+  }
 }
 
 // ∂c_nmhd = Σ_o ∂ŷ_mno OV_mhod.
@@ -138,8 +132,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const at::Tensor& context
   const Sizes s(query, ov);
   std::optional<at::Tensor> directions;
   if (keep_jacobian) directions = ov.flatten(0, 1);
-  const Moments moments = moments_cpu<T>(context, query, kq.flatten(0, 1), lengths, false, directions);
-  const at::Tensor out = contract<T>(s, moments.moments, ov);
+  const at::Tensor weights = ov.permute({0, 1, 3, 2}).contiguous();
+  at::Tensor out = at::empty({s.models, s.n, s.outputs}, ov.options());
+  T* const out_data = out.mutable_data_ptr<T>();
+  const Moments moments = moments_cpu<T>(context, query, kq.flatten(0, 1), lengths, false, directions,
+                                         [&](const at::Tensor& moments, int64_t begin, int64_t end) {
+                                           contract(s, moments.const_data_ptr<T>(), weights.const_data_ptr<T>(),
+                                                    begin, end, out_data);
+                                         });
   return {out, or_empty(keep_moments ? moments.moments : at::Tensor(), out), or_empty(moments.jacobian, out)};
 }
 

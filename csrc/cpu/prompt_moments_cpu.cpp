@@ -78,7 +78,7 @@ struct Prompts {
 template <class T>
 Moments moments_cpu(const at::Tensor& context, const at::Tensor& query, const at::Tensor& kq,
                     const std::optional<at::Tensor>& lengths, bool want_overlaps,
-                    const std::optional<at::Tensor>& directions) {
+                    const std::optional<at::Tensor>& directions, const AfterMoments& after) {
   const Prompts<T> prompts(context, query, kq, lengths);
   const PromptParams<T>& p = prompts.params;
   Moments out;
@@ -96,8 +96,10 @@ Moments moments_cpu(const at::Tensor& context, const at::Tensor& query, const at
       .moments = out.moments.mutable_data_ptr<T>(),
       .overlaps = want_overlaps ? out.overlaps.mutable_data_ptr<T>() : nullptr,
       .jacobian = directions ? out.jacobian.mutable_data_ptr<T>() : nullptr};
-  for_slices(Slices(p.n_prompts, 0, 0),
-             [&](int64_t, int64_t begin, int64_t end) { kernels().attention<T>().moments_forward(params, begin, end); });
+  for_slices(Slices(p.n_prompts, 0, 0), [&](int64_t, int64_t begin, int64_t end) {
+    kernels().attention<T>().moments_forward(params, begin, end);
+    if (after) after(out.moments, begin, end);
+  });
   return out;
 }
 
@@ -137,9 +139,11 @@ MomentsGradient moments_backward_cpu(const at::Tensor& grad_moments, const std::
 }
 
 template Moments moments_cpu<float>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                    const std::optional<at::Tensor>&, bool, const std::optional<at::Tensor>&);
+                                    const std::optional<at::Tensor>&, bool, const std::optional<at::Tensor>&,
+                                    const AfterMoments&);
 template Moments moments_cpu<double>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                     const std::optional<at::Tensor>&, bool, const std::optional<at::Tensor>&);
+                                     const std::optional<at::Tensor>&, bool, const std::optional<at::Tensor>&,
+                                     const AfterMoments&);
 template MomentsGradient moments_backward_cpu<float>(const at::Tensor&, const std::optional<at::Tensor>&,
                                                      const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                                      const std::optional<at::Tensor>&, bool, bool, bool);
@@ -159,7 +163,7 @@ std::tuple<at::Tensor, at::Tensor> prompt_moments(const at::Tensor& context, con
   check_prompts(context, query, kq, lengths);
   const auto dtype = compute_dtype(context.scalar_type());
   const auto compute = dtype == at::kDouble ? moments_cpu<double> : moments_cpu<float>;
-  const Moments out = compute(context, query.to(dtype), kq.to(dtype), lengths, want_overlaps, std::nullopt);
+  const Moments out = compute(context, query.to(dtype), kq.to(dtype), lengths, want_overlaps, std::nullopt, nullptr);
   return {finished(out.moments, context), finished(out.overlaps, context)};
 }
 

@@ -1,0 +1,57 @@
+"""Figures of a run: one function per figure, each returning a matplotlib Figure, and `save_figures` for all of them.
+
+Nothing here touches pyplot or leaves a trace in matplotlib's global settings.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..train.loaded import LoadedRun
+from ..train.storage import reported, write_atomically
+from .allocation import allocation_figure
+from .loss import loss_figure
+from .style import styled
+from .values import values_figure
+from .weights import weights_figure
+
+__all__ = ["FIGURES", "allocation_figure", "loss_figure", "save_figures", "values_figure", "weights_figure"]
+
+FIGURES: dict[str, Callable[[LoadedRun], Figure]] = {
+    "loss": loss_figure,
+    "values": values_figure,
+    "allocation": allocation_figure,
+    "weights": weights_figure,
+}
+
+
+def save_figures(run: LoadedRun) -> list[Path]:
+    """Draw every figure of a finished run into its folder's `figures` as PNG and return the files' paths.
+
+    The same run gives the same bytes. Each file is replaced atomically. Raises TypeError for anything but a run,
+    ValueError for a run that is not finished, StorageError where a file cannot be written.
+    """
+    if not isinstance(run, LoadedRun):
+        raise TypeError(f"run must be a LoadedRun, as load_run gives, got {type(run).__name__}")
+    folder = run.path / "figures"
+    with reported(folder):
+        folder.mkdir(exist_ok=True)
+    paths = []
+    for name, draw in FIGURES.items():
+        path = folder / f"{name}.png"
+        write_atomically(path, _png(draw(run)))
+        paths.append(path)
+    return paths
+
+
+@styled
+def _png(figure: Figure) -> bytes:
+    """The picture alone: neither times nor versions go into the file."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,175 @@
+"""The run folder: what it holds, who may write to it, and when a new run may start in it.
+
+config.json        the full configuration with versions
+metrics.csv        a row every `record_every` steps
+checkpoints/       the last two states
+trajectories.npz   the ODEs from the same start
+figures/           pictures
+summary.json       the results
+timing.json        seconds spent so far; whether the run is complete
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from .._version import __version__
+from .config import ConfigError, RunConfig
+from .storage import reported, write_atomically
+
+FORMAT = 1
+
+
+class FolderError(RuntimeError):
+    """A folder that cannot be used for what was asked."""
+
+
+class RunFolder:
+    """A run's folder, locked for this process while open. Use as a context manager."""
+
+    def __init__(self, path: Path, config: RunConfig, lock: int) -> None:
+        self.path = path
+        self.config = config
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> RunFolder:
+        """Make the folder of a new run. FolderError where it holds anything already; nothing is changed then."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderError(f"cannot make the folder {path}: {error.strerror}") from error
+        lock = _lock(path)
+        try:
+            _refuse_occupied(path, config)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise FolderError(f"the folder {path} is not writable")
+            content = {"format": FORMAT, "versions": versions(), "config": config.to_dict()}
+            with reported(path):
+                for name in ("checkpoints", "figures"):
+                    (path / name).mkdir(exist_ok=True)
+            write_json(path / "config.json", content)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, config, lock)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open the folder of a run to go on with it; FolderError where there is none or another process has it."""
+        config, stored = read_config(path)
+        lock = _lock(path)
+        changed = [
+            f"{name} {stored.get(name)} then, {now} now" for name, now in versions().items() if stored.get(name) != now
+        ]
+        if changed:
+            warnings.warn(
+                f"{path} was started with other versions ({'; '.join(changed)}): the results may differ in "
+                "rounding from those of an unbroken run",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        for unfinished in path.rglob(".*.tmp"):  # of a process that was killed while writing
+            unfinished.unlink()
+        return cls(path, config, lock)
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        os.close(self._lock)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "mhicl_fast": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def read_config(path: Path) -> tuple[RunConfig, dict[str, str]]:
+    """The configuration and the versions of the run in a folder; FolderError where there is none."""
+    file = path / "config.json"
+    try:
+        content = json.loads(file.read_text())
+        if content["format"] != FORMAT:
+            raise FolderError(f"{file} has format {content['format']}, this version reads {FORMAT}")
+        return RunConfig.from_dict(content["config"]), dict(content["versions"])
+    except FileNotFoundError:
+        raise FolderError(f"{path} is not a run folder: it has no config.json") from None
+    except OSError as error:
+        raise FolderError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise FolderError(f"{file}: {error}") from error
+        raise FolderError(f"{file} is not a run's configuration: {error!r}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file atomically."""
+    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, None where there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _lock(path: Path) -> int:
+    """Lock the folder itself, until the descriptor is closed or the process ends, however it ends."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise FolderError(f"cannot open the folder {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise FolderError(f"another process is running in {path}") from None
+    return descriptor
+
+
+def _refuse_occupied(path: Path, config: RunConfig) -> None:
+    """FolderError unless the folder is empty, but for what a start killed before it stored its configuration left."""
+    if (path / "config.json").exists():
+        present, _ = read_config(path)
+        if present == config:
+            raise FolderError(f"{path} holds this very run already; go on with it: mhicl resume {path}")
+        old, new = present.to_dict(), config.to_dict()
+        differences = ", ".join(f"{key} {old[key]} there, {new[key]} here" for key in old if old[key] != new[key])
+        raise FolderError(f"{path} holds another run ({differences}); choose another folder")
+    leftovers = {".config.json.tmp", "checkpoints", "figures"}
+    found = sorted(entry.name for entry in path.iterdir())
+    occupied = [name for name in found if name not in leftovers]
+    occupied += [
+        f"{name}/{entry.name}"
+        for name in ("checkpoints", "figures")
+        if name in found
+        for entry in (path / name).iterdir()
+    ]
+    if occupied:
+        raise FolderError(
+            f"{path} is not empty and not a run folder (it has {', '.join(occupied[:3])}"
+            f"{', …' if len(occupied) > 3 else ''}); choose another folder"
+        )

@@ -1,0 +1,58 @@
+"""A run folder back in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoints import CheckpointStore
+from .config import RunConfig
+from .folder import FolderError, read_config, read_json
+from .metrics import read_metrics
+from .odes import StoredTrajectory, read_trajectories
+from .parameters import Parameters
+from .records import stack_columns
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A run as its folder has it; the run may still be going on.
+
+    metrics: arrays over the T rows recorded so far: step, flow_time, step_size, prompts_seen, loss, gradient_norm,
+    residual (T,), effective_examples (T, H), share (T, I), mu and omega (T, H, I). parameters: the weights of the last
+    checkpoint. summary: the content of summary.json, None until the run is finished. trajectories: the ODEs from the
+    same start by order ("leading", "first"), as far as they apply; empty until the run is finished.
+    """
+
+    path: Path
+    config: RunConfig
+    metrics: Mapping[str, np.ndarray]
+    parameters: Parameters
+    summary: Mapping[str, Any] | None
+    trajectories: Mapping[str, StoredTrajectory]
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Read a run folder, finished or not.
+
+    Raises FolderError where there is no run or no step was recorded yet, CheckpointError where no checkpoint is usable.
+    """
+    path = Path(path)
+    config, _ = read_config(path)
+    stored = CheckpointStore(path / "checkpoints", config.checkpoint_every, config.steps).load_latest(lambda _: None)
+    metrics_file = path / "metrics.csv"
+    flat = read_metrics(metrics_file) if metrics_file.exists() else {}
+    if stored is None or not flat or not len(flat["step"]):
+        raise FolderError(f"the run in {path} has no records yet")
+    return LoadedRun(
+        path,
+        config,
+        stack_columns(flat, config.n_heads, config.n_tasks),
+        config.start_parameters().with_tensors(stored.parameters),
+        read_json(path / "summary.json"),
+        read_trajectories(path / "trajectories.npz"),
+    )

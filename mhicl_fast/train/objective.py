@@ -1,0 +1,241 @@
+"""Estimates of the population loss E‖ŷ − y_q‖² and of its gradient, over prompts of a multi-task regression.
+
+`sampled`      the mean over drawn prompts; any weights.
+`conditional`  the same mean after integrating the regression vectors and the label noise out exactly, given the
+               covariates (Rao–Blackwell); for weights whose logits do not read labels.
+`asymptotic`   a closed form in 1/L, no prompts; decomposable or full matrices, without a covariate block in OV.
+
+Prompts are a pure function of (seed, step, index) and are taken in fixed chunks, so a loss depends on the arguments
+alone and memory stays bounded for any number of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .. import ops, spectral
+from ..tasks import MultiTaskRegression
+
+ESTIMATORS = ("sampled", "conditional", "asymptotic")
+CHUNK_BYTES = 1 << 24  # a chunk's context: small enough that the allocator reuses its memory from step to step
+_ROW = 256  # prompts summed in one go, see `_rows`
+
+
+class LossAndGradients(NamedTuple):
+    """A loss and its gradients in KQ (H, D, D) and OV (H, I, D)."""
+
+    loss: float
+    grad_kq: Tensor
+    grad_ov: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training step asks for: the loss and its gradients in (KQ, OV), from the prompts of that step."""
+
+    task: MultiTaskRegression
+    estimator: str = "conditional"
+    n_prompts: int = 4096
+    seed: int = 0
+    order: str = "first"
+
+    def __call__(self, kq: Tensor, ov: Tensor, step: int) -> LossAndGradients:
+        """Loss and gradients at kq (H, D, D), ov (H, I, D); raises what `population_loss` raises."""
+        check_arguments(self.task, kq, ov, self.estimator, self.n_prompts)
+        kq, ov = kq.detach().requires_grad_(), ov.detach().requires_grad_()
+        loss, grad_kq, grad_ov = 0.0, torch.zeros_like(kq), torch.zeros_like(ov)
+        for first, count in _chunks(self.task, self.n_prompts, kq.element_size(), self.estimator):
+            with torch.enable_grad():
+                part = _chunk_loss(
+                    self.task, kq, ov, self.estimator, self.n_prompts, count, first, self.seed, step, self.order
+                )
+            part_kq, part_ov = torch.autograd.grad(part, (kq, ov))
+            loss += float(part.detach())
+            grad_kq += part_kq
+            grad_ov += part_ov
+        return LossAndGradients(loss, grad_kq, grad_ov)
+
+
+def population_loss(
+    task: MultiTaskRegression,
+    kq: Tensor,
+    ov: Tensor,
+    *,
+    estimator: str = "conditional",
+    n_prompts: int = 4096,
+    seed: int = 0,
+    step: int = 0,
+    order: str = "first",
+) -> Tensor:
+    """Estimate E‖ŷ − y_q‖², summed over tasks, as a scalar differentiable in kq and ov.
+
+    kq (H, D, D), ov (H, I, D) with D = dim_x + n_tasks, both float32 or both float64; the prompts are drawn in that
+    type. `estimator` is "sampled", "conditional" or "asymptotic"; the last takes no prompts and uses `order`
+    ("leading" or "first" in 1/L). With several chunks of prompts the backward pass draws each chunk again instead of
+    keeping it.
+
+    Raises ValueError for wrong shapes, an unknown estimator, and for `conditional` where the logits read labels
+    (KQ[:, dim_x:, :dim_x] must be 0); TypeError for other dtypes.
+    """
+    check_arguments(task, kq, ov, estimator, n_prompts)
+    chunks = list(_chunks(task, n_prompts, kq.element_size(), estimator))
+    total = kq.new_zeros((), dtype=torch.float64)
+    for first, count in chunks:
+        arguments = (task, kq, ov, estimator, n_prompts, count, first, seed, step, order)
+        if len(chunks) == 1:
+            total = total + _chunk_loss(*arguments)
+        else:
+            total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return total.to(kq.dtype)
+
+
+def prompt_losses(
+    task: MultiTaskRegression,
+    kq: Tensor,
+    ov: Tensor,
+    n_prompts: int,
+    *,
+    seed: int,
+    step: int = 0,
+    first_prompt: int = 0,
+) -> Tensor:
+    """‖ŷ − y_q‖² of each of n_prompts drawn prompts, (N,), differentiable in kq and ov."""
+    prompts = task.sample(n_prompts, seed=seed, step=step, first_prompt=first_prompt, device=kq.device, dtype=kq.dtype)
+    error = ops.prompt_attention(prompts.context, prompts.query, kq, ov) - prompts.target
+    return error.square().sum(-1)
+
+
+class Evaluation(NamedTuple):
+    """A Monte Carlo mean and its standard error."""
+
+    mean: float
+    standard_error: float
+
+
+@torch.no_grad()
+def evaluate(task: MultiTaskRegression, kq: Tensor, ov: Tensor, n_prompts: int, *, seed: int) -> Evaluation:
+    """The mean loss over n_prompts ≥ 2 drawn prompts (the `sampled` estimate) with its standard error."""
+    check_arguments(task, kq, ov, "sampled", n_prompts)
+    losses = torch.cat(
+        [
+            prompt_losses(task, kq, ov, count, seed=seed, first_prompt=first).double()
+            for first, count in _chunks(task, n_prompts, kq.element_size(), "sampled")
+        ]
+    )
+    mean = _ordered_sum(losses) / n_prompts
+    variance = _ordered_sum((losses - mean).square()) / (n_prompts - 1)
+    return Evaluation(float(mean), float((variance / n_prompts).sqrt()))
+
+
+def check_arguments(task: MultiTaskRegression, kq: Tensor, ov: Tensor, estimator: str, n_prompts: int) -> None:
+    """Raise ValueError or TypeError for arguments that `population_loss` cannot take."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if kq.dtype not in (torch.float32, torch.float64) or ov.dtype != kq.dtype:
+        raise TypeError(f"kq and ov must both be float32 or both float64, got {kq.dtype} and {ov.dtype}")
+    if kq.dim() != 3 or kq.shape[1:] != (task.dim, task.dim):
+        raise ValueError(f"kq must be (heads, {task.dim}, {task.dim}), got shape {list(kq.shape)}")
+    if ov.shape != (kq.shape[0], task.n_tasks, task.dim):
+        raise ValueError(f"ov must be ({kq.shape[0]}, {task.n_tasks}, {task.dim}), got shape {list(ov.shape)}")
+    if estimator != "asymptotic" and n_prompts < 1:
+        raise ValueError(f"n_prompts must be at least 1, got {n_prompts}")
+    if estimator == "conditional":
+        largest = kq.detach()[:, task.dim_x :, : task.dim_x].abs().max()
+        if not largest == 0:  # so that NaN is refused too
+            raise ValueError(
+                f"the conditional estimator needs logits that do not read labels, KQ[:, {task.dim_x}:, :{task.dim_x}] "
+                f"= 0, got an entry of size {float(largest):.3g}; use estimator='sampled'"
+            )
+
+
+def _chunks(task: MultiTaskRegression, n_prompts: int, item_size: int, estimator: str) -> Iterator[tuple[int, int]]:
+    """(first prompt, number of prompts) of each chunk; the asymptotic loss is one chunk without prompts."""
+    if estimator == "asymptotic":
+        yield 0, 0
+        return
+    # Sizes that are multiples of _ROW make the summation order of a chunk that of whole rows.
+    size = max(1, CHUNK_BYTES // (item_size * task.context_length * task.dim))
+    size = max(size // _ROW * _ROW, min(size, _ROW))
+    for first in range(0, n_prompts, size):
+        yield first, min(size, n_prompts - first)
+
+
+def _chunk_loss(
+    task: MultiTaskRegression,
+    kq: Tensor,
+    ov: Tensor,
+    estimator: str,
+    n_prompts: int,
+    count: int,
+    first: int,
+    seed: int,
+    step: int,
+    order: str,
+) -> Tensor:
+    """The chunk's part of the mean over n_prompts, a float64 scalar."""
+    if estimator == "asymptotic":
+        return spectral.asymptotic_loss(task, kq, ov, order=order).double()
+    if estimator == "sampled":
+        losses = prompt_losses(task, kq, ov, count, seed=seed, step=step, first_prompt=first)
+        return _ordered_sum(losses.double()) / n_prompts
+    return _conditional_sum(task, kq, ov, count, first, seed, step) / n_prompts
+
+
+def _conditional_sum(
+    task: MultiTaskRegression, kq: Tensor, ov: Tensor, count: int, first: int, seed: int, step: int
+) -> Tensor:
+    """Σ over prompts of E[‖ŷ − y_q‖² | X, x_q], a float64 scalar.
+
+    With a_h = Σ_l p_lh x_l, K_hg = Σ_l p_lh p_lg, U and V the label and covariate blocks of OV, a prompt's term is
+        Σ_ij λ_j ‖S_j∘(δ_ij x_q − Σ_h U_h[i,j] a_h)‖² + σ² Σ_ij Σ_hg U_h[i,j] U_g[i,j] K_hg + ‖Σ_h V_h a_h‖² (+ σ² I).
+    It is quadratic in the vectors (x_q, a_1, …, a_H), so their Gram matrices, summed over prompts, carry all of it:
+    Gram_j[m, n] = Σ_{c ∈ S_j} x_m[c] x_n[c] with index 0 for x_q and h + 1 for head h.
+    """
+    d = task.dim_x
+    xi, xi_query = task.sample_covariates(count, seed=seed, step=step, first_prompt=first, dtype=kq.dtype)
+    xi, xi_query = xi.to(kq.device), xi_query.to(kq.device)
+    block, label_block, covariate_block = kq[:, :d, :d], ov[:, :, d:], ov[:, :, :d]
+    factor = task.covariance_factor
+    if factor is not None:  # x = A ξ: the sums run over ξ, with A folded into what multiplies it
+        factor = factor.to(kq)
+        block = factor.T @ block @ factor
+    averages, overlaps = ops.prompt_moments(xi, xi_query, block.contiguous())  # (N, H, d), (N, H, H)
+    vectors = torch.cat([xi_query[:, None], averages], 1)  # (N, 1 + H, d)
+    if factor is not None:
+        vectors = vectors @ factor.T
+    rows = _rows(vectors)  # (blocks, rows, 1 + H, d)
+
+    by_covariate = rows.permute(0, 3, 2, 1) @ rows.permute(0, 3, 1, 2)  # (blocks, d, 1 + H, 1 + H)
+    gram = torch.einsum("jc,cmn->jmn", task.support.to(kq.device, torch.float64), by_covariate.double().sum(0))
+    # Row (i, j) holds the coefficients of δ_ij x_q − Σ_h U_h[i,j] a_h in (x_q, a_1, …, a_H).
+    identity = torch.eye(task.n_tasks, dtype=torch.float64, device=kq.device)
+    residual = torch.cat([identity[..., None], -label_block.double().permute(1, 2, 0)], -1)  # (I, I, 1 + H)
+    loss = torch.einsum("j,ijm,ijn,jmn->", task.signal.to(kq.device), residual, residual, gram)
+    if task.noise_std > 0:
+        weights = torch.einsum("hij,gij->hg", label_block.double(), label_block.double())
+        loss = loss + task.noise_std**2 * (weights * overlaps.double().sum(0)).sum()
+        if task.noisy_target:
+            loss = loss + count * task.noise_std**2 * task.n_tasks
+    from_covariates = rows[:, :, 1:].flatten(2) @ covariate_block.permute(0, 2, 1).flatten(0, 1)  # Σ_h V_h a_h
+    return loss + _ordered_sum(from_covariates.square().sum(-1).flatten().double())
+
+
+def _rows(vectors: Tensor) -> Tensor:
+    """(N, …) -> (blocks, min(N, _ROW), …), padded with zeros: a sum within blocks, then over them, has one order
+    whatever the number of threads."""
+    count = vectors.shape[0]
+    size = min(count, _ROW)
+    blocks = -(-count // size)
+    padding = vectors.new_zeros((blocks * size - count, *vectors.shape[1:]))
+    return torch.cat([vectors, padding]).view(blocks, size, *vectors.shape[1:])
+
+
+def _ordered_sum(values: Tensor) -> Tensor:
+    """Σ of a vector in an order that does not depend on the number of threads (a plain full sum's does)."""
+    return _rows(values).sum(1).sum()

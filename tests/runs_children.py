@@ -1,0 +1,162 @@
+"""Child processes that run, resume and are killed: run as a script, this is a server that forks one child per request.
+
+A request is a JSON line {"action": "run" | "resume", "path", "config", "fault"}; the answer is a line with the child's
+exit status, negative for a signal. Forking from a process that has imported everything takes milliseconds instead of
+seconds. Faults are made by replacing functions of `os` in the child, so the product knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+_TINY = ("context_length=8", "n_prompts=4", "steps=2", "eval_prompts=4", "order=leading")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Children:
+    """The server's side in a test. Use as a context manager."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        descriptor, name = tempfile.mkstemp(prefix="stderr-")
+        os.close(descriptor)
+        self._errors = Path(name)
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __call__(self, action: str, path: Path, config: dict[str, Any] | None = None, **fault: Any) -> int:
+        """Run or resume in a child with a fault; returns its exit status."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        request = {"action": action, "path": str(path), "config": config, "fault": fault, "errors": str(self._errors)}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    @property
+    def errors(self) -> str:
+        """What the last child wrote to its standard error."""
+        return self._errors.read_text()
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+        self._errors.unlink()
+
+
+def deterministic_files(path: Path) -> dict[str, Any]:
+    """Everything in a run folder but times, by relative name."""
+    files: dict[str, Any] = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != "timing.json":
+            files[str(file.relative_to(path))] = file.read_bytes()
+    summary = json.loads(files["summary.json"])
+    files["summary.json"] = {key: value for key, value in summary.items() if key not in ("wall_s", "steps_per_second")}
+    return files
+
+
+def _serve() -> None:
+    import torch
+
+    import mhicl_fast.train.loop as loop
+    from mhicl_fast.presets import preset
+    from mhicl_fast.train import RunConfig
+
+    torch.set_num_threads(1)
+    _quicken()
+    with tempfile.TemporaryDirectory() as folder:  # what is done once per process is then done before the forks
+        loop.run(preset("demo").with_settings(_TINY), Path(folder) / "run")
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(request["errors"], os.O_WRONLY | os.O_TRUNC), 2)
+            _install(request["fault"])
+            try:
+                if request["action"] == "run":
+                    loop.run(RunConfig.from_dict(request["config"]), request["path"], _observer(request["fault"]))
+                else:
+                    loop.resume(request["path"], _observer(request["fault"]))
+                status = 0
+            except KeyboardInterrupt:
+                status = 130
+            except Exception as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                status = 1
+            os._exit(status)
+        if "kill_after" in request["fault"]:
+            time.sleep(request["fault"]["kill_after"])
+            os.kill(child, signal.SIGKILL)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _observer(fault: dict[str, Any]) -> Any:
+    """Sends this process an interrupt at a step."""
+
+    def observe(progress: Any) -> None:
+        if progress.step == fault.get("interrupt_at_step"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return observe
+
+
+def _quicken() -> None:
+    """Quick figures in the place of real ones; no waiting for the disk, which only a power failure would need."""
+
+    def save_figures(run: Any) -> list[Path]:
+        file = run.path / "figures" / "loss.png"
+        file.write_bytes(repr([run.metrics["loss"].tolist(), run.summary["eval_loss"]]).encode())
+        return [file]
+
+    plots = types.ModuleType("mhicl_fast.plots")
+    plots.save_figures = save_figures  # type: ignore[attr-defined]
+    sys.modules["mhicl_fast.plots"] = plots
+    os.fsync = lambda descriptor: None
+
+
+def _install(fault: dict[str, Any]) -> None:
+    """Put the fault in place."""
+    if "largest_file" in fault:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault["largest_file"], resource.RLIM_INFINITY))
+    if "call" not in fault:
+        return
+    original = getattr(os, fault["call"])
+    countdown = fault["number"]
+
+    def faulty(*arguments: Any, **options: Any) -> Any:
+        nonlocal countdown
+        countdown -= 1
+        if countdown:
+            return original(*arguments, **options)
+        if fault["kind"] == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if fault["kind"] == "half":  # of what was to be written
+            descriptor, data = arguments
+            original(descriptor, data[: random.Random(len(data)).randrange(len(data))])
+        if fault["kind"] == "after":
+            original(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("not reached")
+
+    setattr(os, fault["call"], faulty)
+
+
+if __name__ == "__main__":
+    _serve()
