@@ -12,7 +12,7 @@ _DEVICES = ("cpu", "meta")
 def check_attention_inputs(
     context: Tensor, query: Tensor, kq: Tensor, ov: Tensor | None, context_lengths: Tensor | None
 ) -> None:
-    """Raises TypeError or ValueError unless the arguments of `prompt_attention` (or of `prompt_moments`, ov None) fit."""
+    """Raise TypeError or ValueError unless the arguments of `prompt_attention`, or with ov None `prompt_moments`, fit."""
     named = {"context": context, "query": query, "kq": kq}
     if ov is not None:
         named["ov"] = ov

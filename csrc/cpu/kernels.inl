@@ -10,6 +10,12 @@ namespace {
 
 #include "softmax.inl"
 
+#include "workspace.inl"
+
+#include "context.inl"
+
+#include "scores.inl"
+
 #include "prompt_moments.inl"
 
 #include "roofs.inl"
