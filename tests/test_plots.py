@@ -35,7 +35,7 @@ from mhicl_fast.plots.labels import spread
 from mhicl_fast.plots.style import round_numbers
 from mhicl_fast.presets import preset
 from mhicl_fast.spectral import half_learnt
-from mhicl_fast.train import LoadedRun, load_run, run
+from mhicl_fast.train import Combined, LoadedRun, load_run, run
 from mhicl_fast.train.storage import StorageError
 
 # Exact gradients where a run should learn; otherwise as few prompts and steps as make a run.
@@ -202,9 +202,10 @@ def test_allocation_figure_shows_the_run(runs: dict[str, LoadedRun]) -> None:
 
 
 def test_weights_figure_shows_the_run(runs: dict[str, LoadedRun]) -> None:
-    loaded = runs["demo"]
-    figure = weights_figure(loaded)
-    matrices = loaded.parameters.to_combined()
+    kq, ov = (matrix.clone() for matrix in runs["demo"].parameters.to_combined())
+    kq[:, :, 12:] = 7.0  # without effect on the model, and on the scale
+    figure = weights_figure(replace(runs["demo"], parameters=Combined(kq, ov)))
+    matrices = kq, ov
     panels = [axes for axes in figure.axes if axes.images]
     assert len(panels) == 6
     limits = [float(matrices[0][:, :, :12].abs().max()), float(matrices[1].abs().max())]

@@ -44,7 +44,11 @@ def allocation_figure(run: LoadedRun) -> Figure:
     axes.set_yticks(range(n_heads), [f"head {head}" for head in range(n_heads)])
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, cax=axes_at(figure, _LEFT + width + 0.25, _BOTTOM, 0.16, height), ticks=MaxNLocator(4, steps=(1, 2, 5, 10)))
+    bar = figure.colorbar(
+        image,
+        cax=axes_at(figure, _LEFT + width + 0.25, _BOTTOM, 0.16, height),
+        ticks=MaxNLocator(4, steps=(1, 2, 5, 10)),
+    )
     bar.set_label("share μ·ω")
     _mark_winners(axes, summary["allocation"], summary["predicted_allocation"])
     _write_times(axes, run)

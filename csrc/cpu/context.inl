@@ -1,0 +1,53 @@
+// Where one prompt's context is: in place, or widened and gathered into scratch memory.
+
+MHICL_INLINE float widen(uint16_t bits, Storage storage) {
+  uint32_t wide;
+  if (storage == Storage::bfloat16) {
+    wide = uint32_t(bits) << 16;
+  } else {
+    // A half's exponent and mantissa, shifted into place, read as a float 2^112 too small. Infinities and NaN then
+    // still need the exponent that the multiplication cannot give them.
+    const uint32_t magnitude = uint32_t(bits & 0x7fff) << 13;
+    float value;
+    std::memcpy(&value, &magnitude, 4);
+    value *= 5.192296858534828e33f;  // 2^112
+    std::memcpy(&wide, &value, 4);
+    if (magnitude >= 0x0f800000u) wide = magnitude | 0x7f800000u;
+    wide |= uint32_t(bits & 0x8000) << 16;
+  }
+  float out;
+  std::memcpy(&out, &wide, 4);
+  return out;
+}
+
+// One prompt's context as rows of T: in place where it is stored so, otherwise copied to `stage`.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride, count;
+  int64_t to_next;  // from a row to the same row of the next prompt; 0 where prompts are not adjacent rows
+};
+
+template <class T>
+Rows<T> context_rows(const PromptParams<T>& p, int64_t n, T* stage) {
+  const int64_t count = p.lengths == nullptr ? p.context_length : p.lengths[n];
+  const int64_t offset = n * p.prompt_stride;
+  if (stage == nullptr) {
+    const bool adjacent = p.position_stride == p.dim && n + 1 < p.n_prompts;
+    return {static_cast<const T*>(p.context) + offset, p.position_stride, count, adjacent ? p.prompt_stride : 0};
+  }
+  for (int64_t l = 0; l < count; ++l) {
+    const int64_t row = offset + l * p.position_stride;
+    for (int64_t d = 0; d < p.dim; ++d) {
+      const int64_t at = row + d * p.element_stride;
+      stage[l * p.dim + d] = p.storage == Storage::native ? static_cast<const T*>(p.context)[at]
+                                                          : T(widen(static_cast<const uint16_t*>(p.context)[at], p.storage));
+    }
+  }
+  return {stage, p.dim, count, 0};
+}
+
+template <class T>
+bool needs_stage(const PromptParams<T>& p) {
+  return p.storage != Storage::native || p.element_stride != 1;
+}
