@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import platform
 import re
 from pathlib import Path
@@ -115,3 +116,8 @@ def format_build_info(info: dict[str, Any]) -> str:
 
 
 native = load()
+
+# The threads of PyTorch's pool do not survive a fork, and a child that waits for them hangs, in the kernels as in
+# PyTorch's own operators. A forked child works on one thread.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 from . import _extension as _extension  # loads the compiled operators
 from . import reference
-from .validation import check_attention_inputs
+from .validation import check_attention_inputs, check_length_values
 
 Definition = Callable[..., Tensor | tuple[Tensor, ...]]
 Grads = tuple[Tensor | None, ...]
@@ -53,7 +53,8 @@ def prompt_attention(
     context, query, kq, ov = _autocast(context, query, kq, ov)
     check_attention_inputs(context, query, kq, ov, context_lengths)
     if _needs_definition(context, query, kq, ov):
-        return reference.prompt_attention(context, query, kq, ov, context_lengths)
+        check_length_values(context_lengths, context.shape[1])
+        return _definition(reference.prompt_attention, context_lengths)(context, query, kq, ov)
     one_model = kq.dim() == 3
     if one_model:
         kq, ov = kq[None], ov[None]
@@ -81,12 +82,13 @@ def prompt_moments(
     context, query, kq = _autocast(context, query, kq)
     check_attention_inputs(context, query, kq, None, context_lengths)
     if _needs_definition(context, query, kq):
-        return reference.prompt_moments(context, query, kq, context_lengths)
+        check_length_values(context_lengths, context.shape[1])
+        return _definition(reference.prompt_moments, context_lengths)(context, query, kq)
     lengths = _as_int64(context_lengths)
     if kq.dim() == 3:
         return torch.ops.mhicl.prompt_moments(context, query, kq, lengths, True)
     if kq.shape[0] == 0:  # nothing to compute, but shapes and a graph to return
-        return reference.prompt_moments(context, query, kq, lengths)
+        return _definition(reference.prompt_moments, lengths)(context, query, kq)
     models = [torch.ops.mhicl.prompt_moments(context, query, model, lengths, True) for model in kq.unbind()]
     return torch.stack([moments for moments, _ in models]), torch.stack([overlaps for _, overlaps in models])
 
@@ -150,11 +152,15 @@ def _(
 def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     context, query, kq, ov, lengths, _, _ = inputs
     _, moments, jacobian = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(moments, jacobian)
     ctx.save_for_backward(context, query, kq, ov, lengths, moments, jacobian)
 
 
-def _attention_backward(ctx: Any, grad_out: Tensor, *unused: Tensor | None) -> Grads:
+def _attention_backward(ctx: Any, grad_out: Tensor | None, *of_what_was_kept: None) -> Grads:
     needs = ctx.needs_input_grad[:4]
+    if grad_out is None:
+        return (None,) * 7
     grads = torch.ops.mhicl.prompt_attention_backward(grad_out, *ctx.saved_tensors, needs)
     return *_where_needed(grads, needs), None, None, None
 
@@ -167,27 +173,24 @@ def _attention_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) ->
 
 def _attention_double_backward(ctx: Any, *grads: Tensor | None) -> Grads:
     *inputs, lengths = ctx.saved_tensors
-    second = _differentiate_backward(
-        lambda z, q, kq, ov: reference.prompt_attention(z, q, kq, ov, lengths),
-        inputs,
-        1,
-        ctx.needs,
-        ctx.needs_input_grad[:5],
-        grads,
-    )
+    definition = _definition(reference.prompt_attention, lengths)
+    second = _differentiate_backward(definition, inputs, 1, ctx.needs, ctx.needs_input_grad[:5], grads)
     return *second, None, None, None, None
 
 
 def _moments_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    context, query, kq, lengths, want_overlaps = inputs
+    context, query, kq, lengths, ctx.want_overlaps = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(context, query, kq, lengths)
-    ctx.want_overlaps = want_overlaps
 
 
-def _moments_backward(ctx: Any, grad_moments: Tensor, grad_overlaps: Tensor) -> Grads:
+def _moments_backward(ctx: Any, grad_moments: Tensor | None, grad_overlaps: Tensor | None) -> Grads:
     needs = ctx.needs_input_grad[:3]
+    context, query, kq, lengths = ctx.saved_tensors
+    if grad_moments is None:
+        grad_moments = query.new_zeros(query.shape[0], kq.shape[0], kq.shape[1])
     overlaps = grad_overlaps if ctx.want_overlaps else None
-    grads = torch.ops.mhicl.prompt_moments_backward(grad_moments, overlaps, *ctx.saved_tensors, needs)
+    grads = torch.ops.mhicl.prompt_moments_backward(grad_moments, overlaps, context, query, kq, lengths, needs)
     return *_where_needed(grads, needs), None, None
 
 
@@ -201,8 +204,9 @@ def _moments_double_backward(ctx: Any, *grads: Tensor | None) -> Grads:
     grad_moments, grad_overlaps, context, query, kq, lengths = ctx.saved_tensors
     cotangents = [grad_moments] if grad_overlaps is None else [grad_moments, grad_overlaps]
     wanted = [need for i, need in enumerate(ctx.needs_input_grad[:5]) if i != 1 or grad_overlaps is not None]
+    both = _definition(reference.prompt_moments, lengths)
     second = _differentiate_backward(
-        lambda z, q, kq: reference.prompt_moments(z, q, kq, lengths)[: len(cotangents)],
+        lambda *x: both(*x)[: len(cotangents)],
         [*cotangents, context, query, kq], len(cotangents), ctx.needs, wanted, grads,
     )  # fmt: skip
     if grad_overlaps is None:
@@ -252,6 +256,20 @@ def _differentiate_backward(
     return [next(second) if need else None for need in needs]
 
 
+def _definition(function: Callable[..., Any], context_lengths: Tensor | None) -> Callable[..., Any]:
+    """A function of `reference` with its lengths given; computed in float32 for 16-bit types, as by the kernels."""
+
+    def compute(*tensors: Tensor) -> Any:
+        dtype, device = tensors[0].dtype, tensors[0].device.type
+        if _autocasts(device):
+            with torch.autocast(device, enabled=False):
+                return compute(*tensors)
+        outputs = function(*(x.to(_compute_dtype(dtype)) for x in tensors), context_lengths)
+        return outputs.to(dtype) if isinstance(outputs, Tensor) else tuple(y.to(dtype) for y in outputs)
+
+    return compute
+
+
 def _needs_definition(*tensors: Tensor) -> bool:
     """Whether a transform is active that only the plain-PyTorch definition gets right."""
     if torch._C._are_functorch_transforms_active():
@@ -264,22 +282,27 @@ def _needs_definition(*tensors: Tensor) -> bool:
 def _jacobian_pays(ov: Tensor, context_length: int) -> bool:
     """Whether the forward pass should take each output's derivative along, so that the backward pass needs no context.
 
-    It costs one column a head and output. While they fit beside the logits in one vector they are almost free; what is
-    kept must stay smaller than the context.
+    It costs one column a head and output. That is less than a second pass with one output, and almost free while all
+    columns fit beside the logits in one vector. What is kept must stay smaller than the context.
     """
     models, heads, outputs, _ = ov.shape
+    bytes_kept_a_row = (1 + outputs) * models * heads * _compute_dtype(ov.dtype).itemsize
     padded_heads = 1
     while padded_heads < heads:
         padded_heads *= 2
     in_one_vector = outputs == 1 or (1 + outputs) * padded_heads <= 16
-    return in_one_vector and (1 + outputs) * models * heads <= context_length
+    return in_one_vector and bytes_kept_a_row <= context_length * ov.dtype.itemsize
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    if not all(isinstance(x, Tensor) for x in tensors) or not torch.is_autocast_enabled(tensors[0].device.type):
+    if not all(isinstance(x, Tensor) for x in tensors) or not _autocasts(tensors[0].device.type):
         return tensors
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _where_needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -12,7 +12,7 @@ _DEVICES = ("cpu", "meta")
 def check_attention_inputs(
     context: Tensor, query: Tensor, kq: Tensor, ov: Tensor | None, context_lengths: Tensor | None
 ) -> None:
-    """Raise TypeError or ValueError unless the arguments of `prompt_attention`, or with ov None `prompt_moments`, fit."""
+    """Raise TypeError or ValueError unless what `prompt_attention` takes (`prompt_moments`: ov None) fits."""
     named = {"context": context, "query": query, "kq": kq}
     if ov is not None:
         named["ov"] = ov
@@ -64,6 +64,21 @@ def _check_lengths(lengths: Tensor, n: int, device: torch.device) -> None:
         raise ValueError(f"context_lengths must be (prompts,) = ({n},), got shape {_shape(lengths)}")
     if lengths.device != device:
         raise ValueError(f"context_lengths must be on {device} like the context, got {lengths.device}")
+
+
+def check_length_values(lengths: Tensor | None, context_length: int) -> None:
+    """Raise ValueError for a length outside [0, L], where the values can be seen: not in traced or transformed tensors.
+
+    The kernels check theirs themselves.
+    """
+    if torch.compiler.is_compiling() or type(lengths) is not Tensor or lengths.device.type == "meta":
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+        return
+    outside = ((lengths < 0) | (lengths > context_length)).nonzero().flatten().tolist()
+    if outside:
+        came = f"{int(lengths[outside[0]])} for prompt {outside[0]}"
+        raise ValueError(f"context_lengths must lie in [0, {context_length}], got {came}")
 
 
 def _shape(tensor: Tensor) -> list[int]:

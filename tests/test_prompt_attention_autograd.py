@@ -162,6 +162,58 @@ def test_autocast_casts_to_its_dtype() -> None:
     assert torch.autograd.grad(out.sum(), kq)[0].dtype == torch.float32
 
 
+def test_definition_computes_16_bit_types_in_float32() -> None:
+    inputs = make_inputs(Shape(40, 50, 16, 2, 3), torch.bfloat16, seed=7)
+    exact = reference.prompt_attention(*(x.double() for x in inputs))
+    got = vmap(lambda kq: ops.prompt_attention(*inputs[:2], kq, inputs[3]))(inputs[2][None])[0]
+    assert got.dtype == torch.bfloat16
+    assert (got.double() - exact).abs().max() <= torch.finfo(torch.bfloat16).eps * exact.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        wide = [x.double() for x in inputs]
+        assert torch.allclose(vmap(lambda kq: ops.prompt_attention(*wide[:2], kq, wide[3]))(wide[2][None])[0], exact)
+
+
+def test_exported_without_gradients_and_differentiated_after() -> None:
+    inputs = make_inputs(SHAPES[0], torch.float64, seed=8)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kq, self.ov = torch.nn.Parameter(inputs[2]), torch.nn.Parameter(inputs[3])
+
+        def forward(self, context: Tensor, query: Tensor) -> Tensor:
+            return ops.prompt_attention(context, query, self.kq, self.ov)
+
+    with torch.no_grad():
+        exported = torch.export.export(Model(), tuple(inputs[:2])).module()
+    parameters = dict(exported.named_parameters())
+    got = torch.autograd.grad(exported(*inputs[:2]).square().sum(), [parameters["kq"], parameters["ov"]])
+    leaves = [x.requires_grad_() for x in inputs[2:]]
+    expected = torch.autograd.grad(reference.prompt_attention(*inputs[:2], *leaves).square().sum(), leaves)
+    assert all(torch.allclose(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_what_the_operator_keeps_is_not_differentiable() -> None:
+    context, query, kq, ov = make_inputs(SHAPES[0], torch.float64, seed=9)
+    leaves = [kq[None].clone().requires_grad_(), ov[None].clone().requires_grad_()]
+    out, moments, jacobian = torch.ops.mhicl.prompt_attention(context, query, *leaves, None, True, True)
+    assert [x.requires_grad for x in (out, moments, jacobian)] == [True, False, False]
+
+
+def test_one_of_the_two_moments_alone() -> None:
+    for which in (0, 1):
+        inputs = [x.requires_grad_() for x in make_inputs(SHAPES[0], torch.float64, seed=10)[:3]]
+        got = torch.autograd.grad(ops.prompt_moments(*inputs)[which].square().sum(), inputs)
+        expected = torch.autograd.grad(reference.prompt_moments(*inputs)[which].square().sum(), inputs)
+        assert all(torch.allclose(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_meta_tensors() -> None:
+    inputs = [x.to("meta") for x in make_inputs(SHAPES[1], torch.float32, seed=11)]
+    assert ops.prompt_attention(*inputs).shape == (3, 2)
+    assert [x.shape for x in ops.prompt_moments(*inputs[:3])] == [(3, 2, 2), (3, 2, 2)]
+
+
 def test_fake_tensors_have_shapes_and_dtypes() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 

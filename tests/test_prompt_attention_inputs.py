@@ -56,6 +56,14 @@ def test_clear_errors(changes: dict, error: type[Exception], message: str) -> No
         ops.prompt_attention(**changed(**changes))
 
 
+@pytest.mark.parametrize("bad", [5, -1])
+def test_lengths_are_checked_under_transforms_too(bad: int) -> None:
+    arguments = changed(context_lengths=torch.tensor([1, bad, 3]))
+    kq = arguments.pop("kq")
+    with pytest.raises(ValueError, match=rf"lie in \[0, 4\], got {bad} for prompt 1"):
+        torch.func.grad(lambda x: ops.prompt_attention(kq=x, **arguments).sum())(kq)
+
+
 def test_moments_are_checked_too() -> None:
     arguments = changed(query=torch.zeros(2, 5))
     del arguments["ov"]
@@ -69,6 +77,13 @@ def test_the_operators_themselves_refuse_bad_shapes() -> None:
         torch.ops.mhicl.prompt_attention(context, query[:2], kq[None], ov[None], None, False, False)
     with pytest.raises(TypeError, match="expected one dtype"):
         torch.ops.mhicl.prompt_moments(context, query.double(), kq, None, True)
+    with pytest.raises(ValueError, match="grad_moments must have shape"):
+        torch.ops.mhicl.prompt_moments_backward(kq, None, context, query, kq, None, [True] * 3)
+    kept = torch.empty(0)
+    with pytest.raises(ValueError, match="grad_out must have shape"):
+        torch.ops.mhicl.prompt_attention_backward(
+            query, context, query, kq[None], ov[None], None, kept, kept, [True] * 4
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])

@@ -5,14 +5,15 @@ MHICL_INLINE float widen(uint16_t bits, Storage storage) {
   if (storage == Storage::bfloat16) {
     wide = uint32_t(bits) << 16;
   } else {
-    // A half's exponent and mantissa, shifted into place, read as a float 2^112 too small. Infinities and NaN then
-    // still need the exponent that the multiplication cannot give them.
-    const uint32_t magnitude = uint32_t(bits & 0x7fff) << 13;
-    float value;
-    std::memcpy(&value, &magnitude, 4);
-    value *= 5.192296858534828e33f;  // 2^112
-    std::memcpy(&wide, &value, 4);
-    if (magnitude >= 0x0f800000u) wide = magnitude | 0x7f800000u;
+    const uint32_t exponent = bits & 0x7c00, mantissa = bits & 0x03ff;
+    if (exponent == 0) {  // zero and subnormals: mantissa · 2⁻²⁴
+      const float value = float(mantissa) * 0x1p-24f;
+      std::memcpy(&wide, &value, 4);
+    } else if (exponent == 0x7c00) {  // infinity and NaN
+      wide = 0x7f800000u | (mantissa << 13);
+    } else {  // the exponent's bias goes from 15 to 127
+      wide = ((exponent | mantissa) << 13) + (uint32_t(127 - 15) << 23);
+    }
     wide |= uint32_t(bits & 0x8000) << 16;
   }
   float out;

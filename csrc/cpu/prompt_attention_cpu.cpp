@@ -36,7 +36,7 @@ template <class T>
 at::Tensor contract_backward(const Sizes& s, const at::Tensor& grad_out, const at::Tensor& ov) {
   const at::Tensor weights = ov.permute({0, 2, 1, 3}).contiguous();  // (M, O, H, D)
   at::Tensor grad = at::empty({s.n, s.models * s.heads, s.dim}, grad_out.options());
-  for_slices(Slices(s.n, 0, 0), [&](int64_t, int64_t begin, int64_t end) {
+  for_slices(Slices(s.n), [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t m = 0; m < s.models; ++m) {
       kernels().attention<T>().gemm(
           {.rows = end - begin, .cols = s.model_row(), .depth = s.outputs,
@@ -158,20 +158,34 @@ std::array<at::Tensor, 4> backward(const at::Tensor& grad_out, const at::Tensor&
                                                  all_kq, lengths, needs[0], needs[1], needs[2]);
   }
   if (grad.kq.defined()) grad.kq = grad.kq.view(kq.sizes());
+  at::Tensor grad_ov;
+  if (needs[3]) {
+    // A graph captured while nothing needed a gradient has kept no moments.
+    const bool kept = moments.dim() == 3;
+    grad_ov = ov_backward<T>(
+        s, grad_out, kept ? moments : moments_cpu<T>(context, query, all_kq, lengths, false, {}, nullptr).moments);
+  }
   return {or_empty(grad.context, query), or_empty(grad.query, query), or_empty(grad.kq, query),
-          or_empty(needs[3] ? ov_backward<T>(s, grad_out, moments) : at::Tensor(), query)};
+          or_empty(grad_ov, query)};
+}
+
+void check_kept(const Sizes& s, const at::Tensor& grad_out, const at::Tensor& moments, const at::Tensor& jacobian) {
+  const int64_t heads = s.models * s.heads;
+  check_shape("grad_out", grad_out, {s.models, s.n, s.outputs});
+  if (moments.dim() != 1) check_shape("moments", moments, {s.n, heads, s.dim});
+  if (jacobian.dim() != 1) check_shape("jacobian", jacobian, {s.n, s.outputs, heads, s.dim});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> prompt_attention(const at::Tensor& context, const at::Tensor& query,
                                                                 const at::Tensor& kq, const at::Tensor& ov,
                                                                 const std::optional<at::Tensor>& lengths,
                                                                 bool keep_moments, bool keep_jacobian) {
-  check_prompts(context, query, kq, lengths);
+  check_prompts(context, query, kq, 4, lengths);
   check_values(kq, ov);
   const auto dtype = compute_dtype(context.scalar_type());
   auto [out, moments, jacobian] =
-      (dtype == at::kDouble ? forward<double> : forward<float>)(context, query.to(dtype), kq.to(dtype).contiguous(), ov.to(dtype),
-                                                                lengths, keep_moments, keep_jacobian);
+      (dtype == at::kDouble ? forward<double> : forward<float>)(context, query.to(dtype), kq.to(dtype).contiguous(),
+                                                                ov.to(dtype), lengths, keep_moments, keep_jacobian);
   return {out.to(context.scalar_type()), moments, jacobian};
 }
 
@@ -179,8 +193,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> prompt_attention_back
     const at::Tensor& grad_out, const at::Tensor& context, const at::Tensor& query, const at::Tensor& kq,
     const at::Tensor& ov, const std::optional<at::Tensor>& lengths, const at::Tensor& moments,
     const at::Tensor& jacobian, std::array<bool, 4> needs) {
-  check_prompts(context, query, kq, lengths);
+  check_prompts(context, query, kq, 4, lengths);
   check_values(kq, ov);
+  check_kept(Sizes(query, ov), grad_out, moments, jacobian);
   const auto dtype = compute_dtype(context.scalar_type());
   const auto [context_grad, query_grad, kq_grad, ov_grad] = (dtype == at::kDouble ? backward<double> : backward<float>)(
       grad_out.to(dtype).contiguous(), context, query.to(dtype).contiguous(), kq.to(dtype).contiguous(), ov.to(dtype),

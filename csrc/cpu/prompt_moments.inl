@@ -81,11 +81,11 @@ struct ChunkState {
     }
   }
 
-  // One prompt's own direction, each head's a row.
+  // One prompt's own (first) direction, each head's a row.
   void fill_direction(int64_t block, const T* rows) {
     T* panel = panels + block * panel_size() + p.width;
     for (int64_t h = 0; h < heads_in(block); ++h) {
-      for (int64_t d = 0; d < p.dim; ++d) panel[2 * d * p.width + h] = rows[h * p.dim + d];
+      for (int64_t d = 0; d < p.dim; ++d) panel[d * (1 + directions) * p.width + h] = rows[h * p.dim + d];
     }
   }
 

@@ -96,7 +96,7 @@ Moments moments_cpu(const at::Tensor& context, const at::Tensor& query, const at
       .moments = out.moments.mutable_data_ptr<T>(),
       .overlaps = want_overlaps ? out.overlaps.mutable_data_ptr<T>() : nullptr,
       .jacobian = directions ? out.jacobian.mutable_data_ptr<T>() : nullptr};
-  for_slices(Slices(p.n_prompts, 0, 0), [&](int64_t, int64_t begin, int64_t end) {
+  for_slices(Slices(p.n_prompts), [&](int64_t, int64_t begin, int64_t end) {
     kernels().attention<T>().moments_forward(params, begin, end);
     if (after) after(out.moments, begin, end);
   });
@@ -160,7 +160,7 @@ at::Tensor finished(const at::Tensor& computed, const at::Tensor& like) {
 std::tuple<at::Tensor, at::Tensor> prompt_moments(const at::Tensor& context, const at::Tensor& query,
                                                   const at::Tensor& kq, const std::optional<at::Tensor>& lengths,
                                                   bool want_overlaps) {
-  check_prompts(context, query, kq, lengths);
+  check_prompts(context, query, kq, 3, lengths);
   const auto dtype = compute_dtype(context.scalar_type());
   const auto compute = dtype == at::kDouble ? moments_cpu<double> : moments_cpu<float>;
   const Moments out = compute(context, query.to(dtype), kq.to(dtype), lengths, want_overlaps, std::nullopt, nullptr);
@@ -171,7 +171,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> prompt_moments_backward(
     const at::Tensor& grad_moments, const std::optional<at::Tensor>& grad_overlaps, const at::Tensor& context,
     const at::Tensor& query, const at::Tensor& kq, const std::optional<at::Tensor>& lengths,
     std::array<bool, 3> needs) {
-  check_prompts(context, query, kq, lengths);
+  check_prompts(context, query, kq, 3, lengths);
+  const int64_t n = query.size(0), heads = kq.size(0);
+  check_shape("grad_moments", grad_moments, {n, heads, query.size(1)});
+  if (grad_overlaps) check_shape("grad_overlaps", *grad_overlaps, {n, heads, heads});
   const auto dtype = compute_dtype(context.scalar_type());
   const auto compute = dtype == at::kDouble ? moments_backward_cpu<double> : moments_backward_cpu<float>;
   std::optional<at::Tensor> overlaps;

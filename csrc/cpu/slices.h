@@ -16,10 +16,13 @@ namespace mhicl {
 struct Slices {
   int64_t n, count;
 
-  // As many as give threads work, few enough that `partial_elements` for each stay small beside the data.
-  Slices(int64_t n_prompts, int64_t data_elements, int64_t partial_elements) : n(n_prompts) {
+  // As many as give threads work.
+  explicit Slices(int64_t n_prompts) : n(n_prompts), count(std::clamp<int64_t>(n_prompts, 1, 64)) {}
+
+  // Few enough, too, that partial sums of `partial_elements` each stay small beside the data.
+  Slices(int64_t n_prompts, int64_t data_elements, int64_t partial_elements) : Slices(n_prompts) {
     const int64_t affordable = std::max<int64_t>(8, data_elements / (4 * std::max<int64_t>(partial_elements, 1)));
-    count = std::max<int64_t>(1, std::min({(n + 15) / 16, affordable, int64_t(64)}));
+    count = std::max<int64_t>(1, std::min({(n + 3) / 4, affordable, count}));
   }
   int64_t begin(int64_t slice) const { return n * slice / count; }
   int64_t end(int64_t slice) const { return n * (slice + 1) / count; }

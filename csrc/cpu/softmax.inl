@@ -2,7 +2,7 @@
 // `width` long, a divisor of the vector's lanes, and adjacent: a vector holds lanes / width whole rows, and lane i
 // always belongs to head i mod width. Tables are padded to whole vectors.
 
-// e^x for x ≤ 0, and 0 below the smallest normal number: x = n ln 2 + r, |r| ≤ ½ ln 2, e^x = 2ⁿ e^r. NaN stays NaN.
+// e^x for x ≤ 0, and 0 where it would come close to the smallest normal number: x = n ln 2 + r, |r| ≤ ½ ln 2, e^x = 2ⁿ e^r. NaN stays NaN.
 template <class T>
 MHICL_INLINE Vec<T> exp_nonpositive(Vec<T> x);
 
@@ -21,7 +21,10 @@ MHICL_INLINE Vec<T> exp_reduced(Vec<T> x, T lowest, T rounder, T ln2_high, T ln2
   const Vec<T> r = fma<T>(-n, broadcast<T>(ln2_low), fma<T>(-n, broadcast<T>(ln2_high), clamped));
   Vec<T> series = broadcast<T>(coefficients[0]);
   for (int i = 1; i < N; ++i) series = fma<T>(series, r, broadcast<T>(coefficients[i]));
-  return select<T>(x < broadcast<T>(lowest), Vec<T>{}, scale_by_power_of_two<T, mantissa>(series, shifted));
+  const Vec<T> power = scale_by_power_of_two<T, mantissa>(series, shifted);
+  // A NaN's bits plus an exponent can be an ordinary number, so NaN goes round.
+  const Vec<T> otherwise = select<T>(x < broadcast<T>(lowest), Vec<T>{}, x);
+  return select<T>(x >= broadcast<T>(lowest), power, otherwise);
 }
 
 template <>

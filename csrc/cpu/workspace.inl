@@ -1,7 +1,7 @@
 // Scratch memory of one call on one thread.
 
-// One allocation, dealt out in cache-line pieces. Each piece is followed by a vector's worth of zeros at least, since
-// narrow tables are read and written in whole vectors.
+// One allocation, zero at first, dealt out in cache-line pieces. Each piece is followed by slack of a vector at least,
+// since narrow tables are read and written in whole vectors.
 template <class T>
 class Workspace {
  public:
