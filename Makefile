@@ -32,6 +32,7 @@ help: ## this list
 
 demo: $(STAMPS)/package ## build, run the demonstration study and draw its figures
 	rm -rf runs/demo
+	@echo "Training, about a minute on two idle cores"
 	$(BIN)/mhicl run demo --out runs/demo
 	@echo "Figures:" && find runs/demo -name '*.png' | sort
 
@@ -74,9 +75,10 @@ $(STAMPS)/environment:
 $(STAMPS)/package: $(STAMPS)/environment $(BUILD_INPUTS)
 	@command -v $(COMPILER) >/dev/null || \
 		{ echo "No C++ compiler ($(COMPILER)). Debian: apt-get install g++, or name one with CXX="; exit 1; }
-	$(PIP) --no-build-isolation -e ".[test]"
+	@echo "Compiling the kernels and installing what they need: a minute or two"
+	$(PIP) --no-build-isolation --config-settings editable_mode=compat -e ".[test]"
 	@echo "$(SWITCHES)" > $@
 
 $(STAMPS)/dev: pyproject.toml | $(STAMPS)/package
-	$(PIP) --no-build-isolation -e ".[dev]"
+	$(PIP) --no-build-isolation --config-settings editable_mode=compat -e ".[dev]"
 	@touch $@

@@ -28,7 +28,7 @@ PRESETS = {
             steps=1400,
             record_every=5,
             checkpoint_every=100,
-            eval_prompts=16384,
+            eval_prompts=131_072,
         ),
         RunConfig(
             preset="multi-task",

@@ -229,3 +229,11 @@ def test_series_are_checked(call):
         call([0.0, 1.0], np.zeros((3, 2)))
     with pytest.raises(ValueError, match="must be finite"):
         call([0.0, 1.0], np.full((2, 2), np.nan))
+
+
+def test_ode_distance_is_none_for_a_trajectory_that_hardly_moves():
+    trajectory = solve(demo_task(), *small_start(0), t_end=1.0)
+    t = np.linspace(0, 1, 50)
+    noise = np.random.default_rng(0).normal(size=50)
+    assert 0 < np.ptp(trajectory.loss) < 0.05 * trajectory.loss.max()
+    assert ode_distance(t, trajectory(t).loss + noise, trajectory) is None

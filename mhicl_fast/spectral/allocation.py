@@ -57,6 +57,9 @@ def predict_allocation(
     equations until half is learnt; "auto", the short one where label noise and finite-context noise are negligible
     (below 1 % of the drive, for every head that can win). Heads that tie for a task leave it with no winner, −1.
 
+    Tasks are taken one by one. A head that has learnt one task first is a little slower on the next (its attention is
+    spent), which can turn a race between heads that start within some percent of each other.
+
     Raises ValueError for overlapping supports and covariances other than the identity, where tasks drive each other
     from the start, and for values of ω of both signs inside one support of a balanced start.
     """

@@ -10,6 +10,8 @@ from ._inputs import as_float64
 from .ode import Trajectory
 from .phases import check_series, first_crossing, locate
 
+_LEAST_FALL = 0.05  # of the highest loss
+
 
 class OdeDistance(NamedTuple):
     """loss_gap: largest difference in loss after alignment, relative to the ODE's range of losses;
@@ -23,13 +25,15 @@ def ode_distance(t_run: Any, loss_run: Any, trajectory: Trajectory) -> OdeDistan
     """Distance between a run's losses (T,) at flow times (T,) and an ODE trajectory, aligned at half emergence.
 
     Half emergence is where the loss first falls to the middle of the ODE's range, so the trajectory must be integrated
-    past emergence. The gap is taken at the run's times that fall, once shifted, inside the trajectory. None where
-    either curve never comes down to that level.
+    past emergence. The gap is taken at the run's times that fall, once shifted, inside the trajectory. None where the
+    ODE's loss falls by less than 5 % of its highest, which is no emergence, or the run never comes down to that level.
     """
     t_run, loss_run = check_series(t_run, as_float64("loss_run", loss_run), 1)
     highest, lowest = trajectory.loss.max(), trajectory.loss.min()
     half = (highest + lowest) / 2
-    if not (trajectory.loss[0] > half and loss_run[0] > half):  # a flat trajectory, or a run that starts late
+    if highest - lowest < _LEAST_FALL * highest:
+        return None
+    if not (trajectory.loss[0] > half and loss_run[0] > half):  # the run starts late
         return None
     run_time = first_crossing(t_run, -loss_run[:, None], np.array([-half]))[0]
     if np.isnan(run_time):

@@ -26,6 +26,8 @@ class LoadedRun:
     residual (T,), effective_examples (T, H), share (T, I), mu and omega (T, H, I). parameters: the weights of the last
     checkpoint. summary: the content of summary.json, None until the run is finished. trajectories: the ODEs from the
     same start by order ("leading", "first"), as far as they apply; empty until the run is finished.
+
+    The combined weights are `kq, ov = run.parameters.to_combined()`, the prompts' distribution is `run.config.task()`.
     """
 
     path: Path
@@ -34,6 +36,10 @@ class LoadedRun:
     parameters: Parameters
     summary: Mapping[str, Any] | None
     trajectories: Mapping[str, StoredTrajectory]
+
+    def __repr__(self) -> str:
+        state = "finished" if self.summary is not None else f"at step {self.metrics['step'][-1]}"
+        return f"LoadedRun({str(self.path)!r}, {self.config.preset}, seed {self.config.seed}, {state})"
 
 
 def load_run(path: str | Path) -> LoadedRun:
