@@ -72,19 +72,17 @@ at::Tensor ov_backward(const Sizes& s, const at::Tensor& grad_out, const at::Ten
 template <class T>
 void contract_jacobian(const Sizes& s, const T* grad_out, const T* jacobian, int64_t first, int64_t count, T* out) {
   for (int64_t n = first; n < first + count; ++n) {
-    T* row = out + (n - first) * s.row();
-    std::fill_n(row, s.row(), T(0));
-    for (int64_t o = 0; o < s.outputs; ++o) {
-      for (int64_t m = 0; m < s.models; ++m) {
-        const T grad = grad_out[(m * s.n + n) * s.outputs + o];
-        const T* from = jacobian + (n * s.outputs + o) * s.row() + m * s.model_row();
-        T* to = row + m * s.model_row();
-        for (int64_t i = 0; i < s.model_row(); ++i) to[i] += grad * from[i];
-      }
+    for (int64_t m = 0; m < s.models; ++m) {
+      kernels().attention<T>().gemm({.rows = 1, .cols = s.model_row(), .depth = s.outputs,
+                                     .a = grad_out + (m * s.n + n) * s.outputs, .a_stride = s.outputs,
+                                     .unit_rows = false, .b = jacobian + n * s.outputs * s.row() + m * s.model_row(),
+                                     .b_stride = s.row(), .c = out + (n - first) * s.row() + m * s.model_row(),
+                                     .c_stride = s.row(), .accumulate = false});
     }
   }
 }
 
+// From the Jacobian that the forward pass kept: ∂KQ = Σ_n ∂r z_qᵀ and ∂z_q = Σ_h KQ_hᵀ ∂r_h, without the context.
 template <class T>
 MomentsGradient jacobian_backward(const Sizes& s, const at::Tensor& grad_out, const at::Tensor& jacobian,
                                   const at::Tensor& query, const at::Tensor& kq, bool needs_query, bool needs_kq) {

@@ -18,7 +18,7 @@ def results_table(run: LoadedRun) -> str:
         raise ValueError(f"the run in {run.path} is not finished")
     phases = summary["phases"]
     rows = [
-        ("loss of the last step's prompts", f"{summary['final_loss']:.4f}"),
+        ("final loss, last step's prompts", f"{summary['final_loss']:.4f}"),
         (
             "evaluated loss",
             f"{summary['eval_loss']:.4f} ± {summary['eval_loss_se']:.4f} (s.e., "
