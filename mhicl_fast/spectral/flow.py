@@ -13,6 +13,7 @@ accuracy, and no rounding error carries them across zero. Values that start at z
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ class Factors(NamedTuple):
     kappa_k: Floats
 
 
-class Flow:
+class Flow(ABC):
     """A vector field on states that concatenate arrays of fixed shapes; a batch of states is (B, size)."""
 
     def __init__(self, problem: SpectralProblem, start: Sequence[Floats]) -> None:
@@ -55,17 +56,17 @@ class Flow:
             by_mu, by_omega = self.problem.gradient(mu, omega)
         return -by_mu, -by_omega / self.problem.count
 
+    @abstractmethod
     def values(self, states: Floats) -> tuple[Floats, Floats]:
         """(μ (..., H, I), ω (..., H, M)) of the states (..., size)."""
-        raise NotImplementedError
 
     def factors(self, states: Floats) -> Factors | None:
         """The four factors, where the flow follows them one by one."""
         return None
 
+    @abstractmethod
     def velocity(self, states: Floats) -> Floats:
         """Time derivative of a batch of states, (B, size) -> (B, size)."""
-        raise NotImplementedError
 
     def jacobian(self, state: Floats) -> Floats:
         """∂velocity/∂state at one state, (size, size), to rounding: the derivative along a tiny imaginary step.
