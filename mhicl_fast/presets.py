@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .train.config import ConfigError, RunConfig, nearest
+
+_DEMYSTIFIED = RunConfig(
+    preset="demystified",
+    dim_x=5,
+    n_tasks=1,
+    context_length=40,
+    signal="1/d",
+    noise_std=0.1**0.5,
+    noisy_target=True,
+    n_heads=2,
+    start="random",
+    estimator="sampled",
+    n_prompts=256,
+    optimizer="adam",
+    learning_rate=1e-3,
+    steps=500_001,
+    record_every=500,
+    checkpoint_every=10_000,
+    eval_prompts=65_536,
+)
 
 PRESETS = {
     config.preset: config
@@ -61,44 +83,15 @@ PRESETS = {
             record_every=100,
             checkpoint_every=500,
         ),
-        RunConfig(
-            preset="demystified",
-            dim_x=5,
-            n_tasks=1,
-            context_length=40,
-            signal="1/d",
-            noise_std=0.1**0.5,
-            noisy_target=True,
-            n_heads=2,
-            start="random",
-            estimator="sampled",
-            n_prompts=256,
-            optimizer="adam",
-            learning_rate=1e-3,
-            steps=500_001,
-            record_every=500,
-            checkpoint_every=10_000,
-            eval_prompts=65_536,
-        ),
-        RunConfig(
+        _DEMYSTIFIED,
+        replace(
+            _DEMYSTIFIED,
             preset="superposition",
             dim_x=6,
             n_tasks=2,
             context_length=48,
             support="0:4,2:6",
-            signal="1/d",
-            noise_std=0.1**0.5,
-            noisy_target=True,
             n_heads=3,
-            start="random",
-            estimator="sampled",
-            n_prompts=256,
-            optimizer="adam",
-            learning_rate=1e-3,
-            steps=500_001,
-            record_every=500,
-            checkpoint_every=10_000,
-            eval_prompts=65_536,
         ),
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._inputs import ShortContextWarning
 from .allocation import Allocation, predict_allocation
 from .asymptotic import asymptotic_loss
-from .atoms import Partition, atoms
+from .atoms import Partition, atoms, supports_overlap
 from .bayes import BayesRisk, bayes_risk
 from .compare import OdeDistance, ode_distance
 from .diagonal import SemiSingularValues, diagonal
@@ -55,5 +55,6 @@ __all__ = [
     "solve",
     "spectral_gradient",
     "spectral_loss",
+    "supports_overlap",
     "theory",
 ]

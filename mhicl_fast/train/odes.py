@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import spectral
 from .config import RunConfig
+from .parameters import resolve_scale
 from .records import omega_by_task
 from .storage import write_atomically
 
@@ -51,7 +52,7 @@ def ode_start(config: RunConfig) -> OdeStart | str:
     values = spectral.diagonal(kq.double(), ov.double(), config.task())
     if values.residual > _DECOMPOSABLE:
         return "the starting weights are not decomposable"
-    scale = config.task().dim ** -0.5 if config.scale is None else config.scale
+    scale = resolve_scale(config.scale, config.task().dim)
     return OdeStart(values.mu, values.omega, config.parameters, scale)
 
 

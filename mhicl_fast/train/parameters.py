@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 
+def resolve_scale(scale: float | None, width: int) -> float:
+    """The factor on W_KᵀW_Q that `scale` stands for: None is E^-½ for projections of width E."""
+    return float(width) ** -0.5 if scale is None else scale
+
+
 @dataclass(frozen=True, eq=False)
 class Combined:
     """The combined matrices as parameters: kq (H, D, D), ov (H, I, D)."""
@@ -70,7 +75,7 @@ class Factored:
     @property
     def logit_scale(self) -> float:
         """The number that multiplies W_Kᵀ W_Q."""
-        return float(self.w_q.shape[1]) ** -0.5 if self.scale is None else self.scale
+        return resolve_scale(self.scale, self.w_q.shape[1])
 
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors by name."""

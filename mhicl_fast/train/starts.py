@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..tasks import MultiTaskRegression
-from .parameters import Combined, Factored, Parameters
+from .parameters import Combined, Factored, Parameters, resolve_scale
 
 STARTS = ("decomposable", "small", "random")
 
@@ -66,7 +66,7 @@ def balanced_decomposable(task: MultiTaskRegression, mu: Tensor, omega: Tensor, 
     W_Q = W_K = diag(√(ω/scale)) on the covariates, W_V = diag(√μ) on the labels and W_O = W_Vᵀ there; E = D.
     """
     d, dim, n_heads = task.dim_x, task.dim, mu.shape[0]
-    logit_scale = dim**-0.5 if scale is None else scale
+    logit_scale = resolve_scale(scale, dim)
     w_qk, w_v = torch.zeros(2, n_heads, dim, dim, dtype=torch.float64)
     w_qk[:, :d, :d] = torch.diag_embed((omega / logit_scale).sqrt())
     w_v[:, d:, d:] = torch.diag_embed(mu.sqrt())
@@ -109,7 +109,7 @@ def _small(
     task_size = size * uniform(math.log(0.7), math.log(1.5), tasks).exp()
     relative = torch.where(owned, uniform(1.2, 1.5, 2, n_heads, tasks), uniform(0.5, 0.8, 2, n_heads, tasks))
     u, v = task_size * relative
-    logit_scale = task.dim**-0.5 if scale is None else scale
+    logit_scale = resolve_scale(scale, task.dim)
     per_task = logit_scale * v / task.support_sizes  # ω_i^h
     support = task.support.to(torch.float64)
     # A covariate that several tasks read starts at the mean of theirs; one that no task reads starts, and stays, at 0.

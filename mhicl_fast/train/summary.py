@@ -73,7 +73,7 @@ def _phases(metrics: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _prediction(config: RunConfig) -> dict[str, Any]:
     """Which head the start says takes each task and when; None where nothing is predicted."""
     start = ode_start(config)
-    if not isinstance(start, OdeStart) or _overlap(config):
+    if not isinstance(start, OdeStart) or spectral.supports_overlap(config.task()):
         return {"predicted_allocation": None, "predicted_times": None}
     predicted = spectral.predict_allocation(
         config.task(), start.mu, start.omega, parameters=start.parameters, scale=start.scale
@@ -82,11 +82,6 @@ def _prediction(config: RunConfig) -> dict[str, Any]:
         "predicted_allocation": predicted.head.tolist(),
         "predicted_times": [float(time) if np.isfinite(time) else None for time in predicted.time],
     }
-
-
-def _overlap(config: RunConfig) -> bool:
-    """Whether some covariate is read by several tasks, which then drive each other."""
-    return bool((config.task().support.sum(0) > 1).any())
 
 
 def _shared_heads(allocation: np.ndarray) -> dict[str, list[int]]:
