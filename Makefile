@@ -30,10 +30,11 @@ help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH=$(TORCH)] [MHICL_CUDA=auto|0|1]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(STAMPS)/package ## build, run the demonstration study and draw its figures
+demo: $(STAMPS)/package ## build, run the demonstration study and draw its figures and report
 	rm -rf runs/demo
 	@echo "Training, about a minute on two idle cores"
 	$(BIN)/mhicl run demo --out runs/demo
+	$(BIN)/mhicl report runs/demo
 	@echo "Figures:" && find runs/demo -name '*.png' | sort
 
 test: $(STAMPS)/package ## build and run the tests

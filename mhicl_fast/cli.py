@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from ._extension import build_info, format_build_info
 from ._version import __version__
@@ -18,7 +19,9 @@ from .train.folder import FolderError, read_config
 from .train.loop import TrainingError, resume, run
 from .train.odes import OdeError, solve_ode
 from .train.storage import StorageError
-from .train.table import align, ode_table, results_table
+from .train.table import align, ode_table, results_table, theory_table
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -58,6 +61,23 @@ def _ode(options: argparse.Namespace) -> None:
     print(ode_table(config, order, solve_ode(config, order, options.t_end)))
 
 
+def _report(options: argparse.Namespace) -> None:
+    from .report import write_report
+
+    print(f"report: {write_report(options.folder)}")
+
+
+def _theory(options: argparse.Namespace) -> None:
+    config = _configuration(options)
+    print(theory_table(config.task(), config.n_heads))
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from .explore import serve
+
+    serve(port=options.port, open_browser=options.open_browser)
+
+
 def _info(options: argparse.Namespace) -> None:
     print(format_build_info(build_info()))
 
@@ -86,66 +106,117 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mhicl",
         description="How the heads of softmax attention learn linear regression in context.",
-        epilog=_examples("mhicl run demo --out runs/demo", "mhicl resume runs/demo", "mhicl ode demo --set n_heads=4"),
+        epilog=_examples("mhicl run demo --out runs/demo", "mhicl report runs/demo", "mhicl ode demo --set n_heads=4"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mhicl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_run, _add_resume, _add_report, _add_ode, _add_theory, _add_explore, _add_info):
+        add(commands)
+    return parser
 
-    def add(
-        name: str,
-        execute: Callable[[argparse.Namespace], None],
-        description: str,
-        epilog: str,
-    ) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=description,
-            description=description + ".",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(execute=execute)
-        return command
 
-    reference = f"presets:\n{_presets()}\n\nkeys of --set:\n{_keys()}"
-    command = add(
+def _add_run(commands: Commands) -> None:
+    command = _add(
+        commands,
         "run",
         _run,
         "train a preset in a new folder, evaluate it, compare it with the ODE and draw it",
-        _examples(
-            "mhicl run demo --out runs/demo",
-            "mhicl run multi-task --set n_heads=4 steps=2e4 dtype=float64 --seed 1 --out runs/four",
-        )
-        + "\n\n"
-        + reference,
+        "mhicl run demo --out runs/demo",
+        "mhicl run multi-task --set n_heads=4 steps=2e4 dtype=float64 --seed 1 --out runs/four",
     )
     _add_configuration(command)
     command.add_argument("--out", dest="folder", metavar="DIR", type=Path, required=True, help="the new run's folder")
 
-    command = add(
+
+def _add_resume(commands: Commands) -> None:
+    command = _add(
+        commands,
         "resume",
         _resume,
         "go on with a run that was stopped; it ends as if it had never been",
-        _examples("mhicl resume runs/demo"),
+        "mhicl resume runs/demo",
     )
-    command.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
+    _add_folder(command)
 
-    command = add(
+
+def _add_report(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "report",
+        _report,
+        "write one self-contained HTML page about a finished run into its folder",
+        "mhicl report runs/demo",
+    )
+    _add_folder(command)
+
+
+def _add_ode(commands: Commands) -> None:
+    command = _add(
+        commands,
         "ode",
         _ode,
         "integrate the spectral ODE from a preset's start, without training",
-        _examples("mhicl ode demo", "mhicl ode demo --set n_heads=4 start_size=0.001 --t-end 500") + "\n\n" + reference,
+        "mhicl ode demo",
+        "mhicl ode demo --set n_heads=4 start_size=0.001 --t-end 500",
     )
     _add_configuration(command)
     command.add_argument("--order", choices=("leading", "first"), help="order in 1/L (default: that of the preset)")
     command.add_argument("--t-end", metavar="TIME", type=float, help="flow time (default: all steps at full length)")
 
-    add("info", _info, "show what was built and what will run here", _examples("mhicl info"))
-    return parser
+
+def _add_theory(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "theory",
+        _theory,
+        "print what theory says about a preset's task: limits, optima, Bayes risk",
+        "mhicl theory demo",
+        "mhicl theory demo --set n_heads=2 context_length=1000 signal=1,2,0.5",
+    )
+    _add_configuration(command)
+
+
+def _add_explore(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "explore",
+        _explore,
+        "serve a page with sliders that redraw the ODE's trajectories and phases, on this machine only",
+        "mhicl explore",
+        "mhicl explore --port 5006 --no-browser",
+    )
+    command.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
+    command.add_argument(
+        "--no-browser", dest="open_browser", action="store_false", help="print the address, open nothing"
+    )
+
+
+def _add_info(commands: Commands) -> None:
+    _add(commands, "info", _info, "show what was built and what will run here", "mhicl info")
+
+
+def _add(
+    commands: Commands, name: str, execute: Callable[[argparse.Namespace], None], description: str, *examples: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=description,
+        description=description + ".",
+        epilog=_examples(*examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(execute=execute)
+    return command
+
+
+def _add_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
 
 
 def _add_configuration(command: argparse.ArgumentParser) -> None:
+    """A preset with changes, and the reference of both below the examples."""
+    command.epilog = f"{command.epilog}\n\npresets:\n{_presets()}\n\nkeys of --set:\n{_keys()}"
     command.add_argument("preset", metavar="PRESET", help=", ".join(PRESETS))
     command.add_argument(
         "--set",

@@ -26,6 +26,8 @@ from matplotlib.text import Text
 from mhicl_fast.plots import (
     FIGURES,
     allocation_figure,
+    examples_figure,
+    lengths_figure,
     loss_figure,
     save_figures,
     values_figure,
@@ -36,6 +38,7 @@ from mhicl_fast.plots.style import round_numbers
 from mhicl_fast.presets import preset
 from mhicl_fast.spectral import half_learnt
 from mhicl_fast.train import Combined, LoadedRun, load_run, run
+from mhicl_fast.train.lengths import LengthCurve
 from mhicl_fast.train.storage import StorageError
 
 # Exact gradients where a run should learn; otherwise as few prompts and steps as make a run.
@@ -216,6 +219,73 @@ def test_weights_figure_shows_the_run(runs: dict[str, LoadedRun]) -> None:
         assert (image.norm.vmin, image.norm.vmax) == (-limits[kind], limits[kind])
 
 
+def test_examples_figure_shows_the_run(runs: dict[str, LoadedRun]) -> None:
+    loaded = runs["demo"]
+    figure = examples_figure(loaded)
+    (axes,) = figure.axes
+    time, measured = loaded.metrics["flow_time"], loaded.metrics["effective_examples"]
+    for head in range(3):
+        np.testing.assert_array_equal(line(axes, f"head {head}"), np.stack([time, measured[:, head]], 1))
+    dashed = [entry.get_ydata() for entry in axes.get_lines() if entry.get_linestyle() == "--"]
+    # Four covariates per task with one ω each: the mean over queries of L e^{−|r|²}.
+    expected = 400 * np.prod((1 + 2 * loaded.metrics["omega"] ** 2) ** -2.0, axis=2)
+    np.testing.assert_allclose(np.stack(dashed, 1), expected, rtol=1e-10)
+    assert np.abs(expected / measured - 1).max() < 0.2
+    assert axes.get_ylim()[1] > 400
+    shown = texts(figure)
+    assert {"all 400 examples", "predicted from ω", "head 2"} <= set(shown)
+    low, high = measured[-1].min(), measured[-1].max()
+    assert f"In the end heads attend to {low:.0f} to {high:.0f} of 400 examples" in shown
+
+
+def test_no_prediction_of_examples_without_values(runs: dict[str, LoadedRun]) -> None:
+    assert "predicted from ω" not in texts(examples_figure(runs["no-ode"]))  # overlapping supports
+    metrics = {**runs["demo"].metrics, "residual": np.linspace(1, 0, len(runs["demo"].metrics["step"]))}
+    axes = examples_figure(replace(runs["demo"], metrics=metrics)).axes[0]
+    dashed = next(entry.get_ydata() for entry in axes.get_lines() if entry.get_linestyle() == "--")
+    np.testing.assert_array_equal(np.isnan(dashed), metrics["residual"] >= 0.1)
+
+
+def test_examples_are_drawn_logarithmically_where_attention_condenses(runs: dict[str, LoadedRun]) -> None:
+    measured = np.array(runs["demo"].metrics["effective_examples"])
+    measured[-1] = [3, 200, 400]
+    figure = examples_figure(replace(runs["demo"], metrics={**runs["demo"].metrics, "effective_examples": measured}))
+    assert figure.axes[0].get_yscale() == "log"
+    assert {"√L = 20", "In the end heads attend to 3 to 400 of 400 examples"} <= set(texts(figure))
+
+
+LENGTHS = LengthCurve(np.array([100, 400, 1600]), np.array([8.0, 2.2, 0.7]), np.array([0.1, 0.03, 0.01]))
+
+
+def test_lengths_figure_shows_the_losses(runs: dict[str, LoadedRun]) -> None:
+    predicted = {"leading": LENGTHS.loss - 0.2, "first": LENGTHS.loss + 0.1}
+    figure = lengths_figure(runs["demo"], LENGTHS, predicted)
+    axes = figure.axes[0]
+    for order, label in (("leading", "predicted, leading order"), ("first", "predicted, 1st order")):
+        np.testing.assert_array_equal(line(axes, label), np.stack([LENGTHS.lengths, predicted[order]], 1))
+    (points,) = axes.containers
+    np.testing.assert_array_equal(points.lines[0].get_xydata(), np.stack([LENGTHS.lengths, LENGTHS.loss], 1))
+    segments = np.array(points.lines[2][0].get_segments())
+    np.testing.assert_allclose(np.ptp(segments[:, :, 1], axis=1), 4 * LENGTHS.standard_error)
+    shown = texts(figure)
+    assert {"100", "400", "1600", "trained at 400", "measured, ± 2 s.e."} <= set(shown)
+    assert "Contexts 4 times as long lower the loss from 2.2 to 0.7" in shown
+
+
+@pytest.mark.parametrize(
+    ("loss", "lengths", "title"),
+    [
+        ([2.0, 2.2, 2.25], [100, 400, 1600], "Longer contexts change the loss by less than its error"),
+        ([2.0, 2.2, 3.0], [100, 400, 1600], "Contexts 4 times as long raise the loss from 2.2 to 3"),
+        ([2.0, 2.2, 3.0], [100, 200, 400], "Loss at other context lengths"),
+        ([0.0, 2.2, 3.0], [100, 200, 400], "Loss at other context lengths"),
+    ],
+)
+def test_titles_of_lengths(runs: dict[str, LoadedRun], loss: list[float], lengths: list[int], title: str) -> None:
+    curve = LengthCurve(np.array(lengths), np.array(loss), np.full(3, 0.03))
+    assert title in texts(lengths_figure(runs["demo"], curve, {}))
+
+
 def test_heads_have_the_same_colours_everywhere(runs: dict[str, LoadedRun]) -> None:
     for name in ("demo", "single-task", "many"):
         values, weights = values_figure(runs[name]), weights_figure(runs[name])
@@ -231,8 +301,8 @@ def test_what_does_not_apply_is_left_out(runs: dict[str, LoadedRun]) -> None:
     assert not any("ODE" in text for name in FIGURES for text in texts(FIGURES[name](loaded)))
     summary = loaded.summary
     assert summary is not None
-    assert summary["theory"]["one_head_per_task"] is None  # for overlapping supports
-    assert not any("per task" in text or "single head" in text for text in texts(loss_figure(loaded)))
+    assert summary["theory"]["one_head_per_task"] is None  # for fewer heads than tasks
+    assert not any("per task" in text for text in texts(loss_figure(loaded)))
 
 
 def test_nothing_learnt(runs: dict[str, LoadedRun]) -> None:
@@ -305,7 +375,7 @@ def test_files(runs: dict[str, LoadedRun]) -> None:
     for name in RUNS:
         loaded = runs[name]
         files = sorted((loaded.path / "figures").iterdir())
-        assert [file.name for file in files] == ["allocation.png", "loss.png", "values.png", "weights.png"]
+        assert [file.name for file in files] == [f"{name}.png" for name in sorted(FIGURES)]
         for file in files:
             pixels = imread(file)
             assert min(pixels.shape[:2]) > 400

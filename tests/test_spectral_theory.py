@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from spectral_tasks import block_task, demo_task, overlapping_task
 
-from mhicl_fast.spectral import bayes_risk, spectral_gradient, spectral_loss, theory
+from mhicl_fast.spectral import spectral_gradient, spectral_loss, theory
 from mhicl_fast.tasks import MultiTaskRegression
 
 UNEQUAL = {"noise_std": 0.5, "signal": [1.0, 2.0, 0.1]}
@@ -116,7 +116,7 @@ def test_two_heads_of_opposite_sign_approach_the_infimum():
     assert bound < minimum(task, 2, 0)[0]
 
 
-@pytest.mark.parametrize(("heads", "options"), [(3, {}), (4, {}), (5, {}), (4, UNEQUAL)])
+@pytest.mark.parametrize(("heads", "options"), [(3, {}), (4, {}), (5, {}), (4, UNEQUAL), (3, UNEQUAL)])
 def test_best_multi_head_is_an_infimum(heads, options):
     task = block_task((4, 10, 30) if options else (10, 10, 10), 1000, **({"noise_std": 0.3} | options))
     bound = theory(task, heads).best_multi_head
@@ -126,20 +126,62 @@ def test_best_multi_head_is_an_infimum(heads, options):
 
 
 def test_where_nothing_is_known_the_reason_is_given():
-    unequal = theory(block_task((4, 10, 30), 1000, **UNEQUAL), 3)
-    assert unequal.best_multi_head is None
-    assert "unequal tasks with 3 heads" in unequal.notes["best_multi_head"]
     short = theory(demo_task().replace(context_length=399), 3)
-    assert "not accurate at L = 399" in short.notes["one_head_per_task_first_order"]
-    overlapping = theory(overlapping_task(), 3)
-    assert overlapping.single_head is None
-    assert "disjoint" in overlapping.notes["single_head"]
-    assert overlapping.bayes.source == "Monte Carlo"
+    for name in ("one_head_per_task_first_order", "single_head_first_order"):
+        assert getattr(short, name) is None
+        assert "not accurate at L = 399" in short.notes[name]
+    one = theory(demo_task(), 1)
+    assert "fewer heads" in one.notes["one_head_per_task_first_order"]
+    assert "see single_head" in one.notes["best_multi_head"]
+    assert "see single_head" in one.notes["best_shared_heads"]
     correlated = theory(MultiTaskRegression(3, 1, 500, covariance=2 * torch.eye(3).double()), 2)
-    assert "identity covariance" in correlated.notes["one_head_per_task"]
+    for name in ("one_head_per_task", "single_head", "best_multi_head"):
+        assert getattr(correlated, name) is None
+        assert "identity covariance" in correlated.notes[name]
+    assert correlated.bayes.excess == 0
     for heads in (0, 1.5, True):
         with pytest.raises(ValueError, match="n_heads must be a positive integer"):
             theory(demo_task(), heads)
+    for heads in (1, 3):
+        with pytest.raises(ValueError, match="at least 1 example, got 0"):
+            theory(demo_task().replace(context_length=0), heads)
+
+
+def test_numerical_states_say_so():
+    overlapping = theory(overlapping_task(), 2)
+    assert overlapping.one_head_per_task.source == "closed form"
+    for name in ("single_head", "best_multi_head"):
+        state = getattr(overlapping, name)
+        assert state.source == "numerical"
+        assert state.lower_bound <= state.loss
+        assert "an upper bound" in overlapping.notes[name]
+    disjoint = theory(block_task((4, 10, 30), 1000, **UNEQUAL), 2)
+    for name in ("single_head", "best_multi_head", "best_shared_heads"):
+        assert getattr(disjoint, name).source == "closed form"
+        assert getattr(disjoint, name).lower_bound is None
+
+
+def test_states_are_ordered():
+    """More freedom is never worse: Bayes < best multi-head < one head per task < shared heads < single head."""
+    for task in (demo_task(), block_task((4, 10, 30), 1000, **UNEQUAL), overlapping_task(400, noisy_target=True)):
+        enough, two, one = theory(task, task.n_tasks + 1), theory(task, 2), theory(task, 1)
+        losses = [one.single_head.loss, enough.one_head_per_task.loss, enough.best_multi_head.loss, enough.bayes.loss]
+        if two.best_shared_heads is not None:
+            losses.insert(1, two.best_shared_heads.loss)
+        assert losses == sorted(losses, reverse=True)
+        assert enough.best_multi_head.loss <= two.best_multi_head.loss < one.single_head.loss
+
+
+def test_ratios_are_those_of_the_excess_losses():
+    result = theory(demo_task(), 2)
+    assert set(result.ratios) == {
+        "single_head_over_best_multi_head",
+        "single_head_over_bayes",
+        "best_shared_heads_over_best_multi_head",
+        "best_multi_head_over_bayes",
+    }
+    assert result.ratios["single_head_over_bayes"] == pytest.approx(result.single_head.excess / result.bayes.excess)
+    assert "single_head_over_bayes" not in theory(demo_task(noise_std=0.0), 2).ratios
 
 
 def test_theory_is_json():
@@ -151,60 +193,14 @@ def test_theory_is_json():
             "one_head_per_task",
             "one_head_per_task_first_order",
             "single_head",
+            "single_head_first_order",
+            "best_shared_heads",
             "best_multi_head",
             "bayes",
             "ratios",
             "notes",
         }
-
-
-def test_bayes_risk_without_noise():
-    risk = bayes_risk(block_task((5, 12, 20), 10, signal=[1.0, 2.0, 0.5]))
-    np.testing.assert_allclose(risk.task_loss, [0, 4, 5])
-    assert (risk.source, risk.standard_error, risk.draws) == ("closed form", 0, 0)
-    covariance = torch.diag(torch.linspace(0.5, 2, 6, dtype=torch.float64))
-    enough = bayes_risk(MultiTaskRegression(6, 1, 6, covariance=covariance))
-    assert (enough.excess, enough.source) == (0, "closed form")
-    # A scalar covariance scales the risk; the Monte Carlo path must find the closed form's value.
-    scaled = bayes_risk(MultiTaskRegression(6, 1, 4, covariance=3 * torch.eye(6).double()))
-    assert scaled.source == "Monte Carlo"
-    assert scaled.excess == pytest.approx(3 * 2, rel=1e-9)
-
-
-@pytest.mark.parametrize("length", [4, 25])
-def test_bayes_risk_is_what_ridge_regression_achieves(length):
-    """Ridge regression with the right penalty is the posterior mean: simulate it on every task."""
-    rng = np.random.default_rng(0)
-    root = np.eye(7) + 0.3 * rng.normal(size=(7, 7))
-    task = overlapping_task(length, covariance=torch.as_tensor(root @ root.T), noisy_target=True)
-    risk = bayes_risk(task, draws=4000)
-    support, signal, noise = np.asarray(task.support, float), np.asarray(task.signal), task.noise_std
-    prompts = 4000
-    x = rng.normal(size=(prompts, length + 1, 7)) @ np.asarray(task.covariance_factor).T
-    errors = np.zeros((prompts, 2))
-    for i in range(2):
-        beta = np.sqrt(signal[i]) * rng.normal(size=(prompts, 7)) * support[i]
-        clean = np.einsum("nlc,nc->nl", x, beta)
-        reads = support[i] > 0
-        seen = x[:, :-1, reads]
-        labels = clean[:, :-1] + noise * rng.normal(size=(prompts, length))
-        penalised = seen.transpose(0, 2, 1) @ seen + noise**2 / signal[i] * np.eye(reads.sum())
-        estimate = np.linalg.solve(penalised, seen.transpose(0, 2, 1) @ labels[..., None])[..., 0]
-        errors[:, i] = (clean[:, -1] - np.einsum("nc,nc->n", x[:, -1, reads], estimate)) ** 2
-    spread = errors.std(0) / prompts**0.5
-    assert np.all(np.abs(errors.mean(0) - risk.task_loss) < 4 * np.hypot(spread, risk.standard_error))
-    assert risk.loss == pytest.approx(risk.excess + 2 * noise**2)
-
-
-def test_bayes_risk_draws():
-    few, many = bayes_risk(demo_task(), draws=50), bayes_risk(demo_task())
-    assert (few.draws, many.draws) == (50, 256)
-    assert abs(few.excess - many.excess) < 4 * np.hypot(few.standard_error, many.standard_error)
-    assert bayes_risk(demo_task(), draws=50).excess == few.excess
-    assert bayes_risk(demo_task(), draws=50, seed=1).excess != few.excess
-    assert bayes_risk(block_task((300,), 400, noise_std=0.5)).draws < 256
-    with pytest.raises(ValueError, match="draws must be 2 or more"):
-        bayes_risk(demo_task(), draws=1)
+        assert "values" not in plain["single_head"]
 
 
 def test_one_head_per_task_over_bayes_is_large_for_small_noise():

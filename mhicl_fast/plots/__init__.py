@@ -15,17 +15,29 @@ from matplotlib.figure import Figure
 from ..train.loaded import LoadedRun
 from ..train.storage import reported, write_atomically
 from .allocation import allocation_figure
+from .examples import examples_figure
+from .lengths import lengths_figure
 from .loss import loss_figure
 from .style import styled
 from .values import values_figure
 from .weights import weights_figure
 
-__all__ = ["FIGURES", "allocation_figure", "loss_figure", "save_figures", "values_figure", "weights_figure"]
+__all__ = [
+    "FIGURES",
+    "allocation_figure",
+    "examples_figure",
+    "lengths_figure",
+    "loss_figure",
+    "save_figures",
+    "values_figure",
+    "weights_figure",
+]
 
 FIGURES: dict[str, Callable[[LoadedRun], Figure]] = {
     "loss": loss_figure,
     "values": values_figure,
     "allocation": allocation_figure,
+    "examples": examples_figure,
     "weights": weights_figure,
 }
 

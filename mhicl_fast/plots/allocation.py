@@ -53,7 +53,7 @@ def allocation_figure(run: LoadedRun) -> Figure:
     _mark_winners(axes, summary["allocation"], summary["predicted_allocation"])
     _write_times(axes, run)
     _draw_legend(figure, summary["allocation"], summary["predicted_allocation"])
-    put_title(figure, run, headline(run) + _agreement(summary["allocation"], summary["predicted_allocation"], n_heads))
+    put_title(figure, run, headline(run) + agreement(summary["allocation"], summary["predicted_allocation"], n_heads))
     return figure
 
 
@@ -88,7 +88,8 @@ def _final_shares(run: LoadedRun) -> np.ndarray:
     return run.metrics["mu"][-1] * run.metrics["omega"][-1]
 
 
-def _agreement(observed: Sequence[int], predicted: Sequence[int] | None, n_heads: int) -> str:
+def agreement(observed: Sequence[int], predicted: Sequence[int] | None, n_heads: int) -> str:
+    """How the observed winners agree with the predicted ones, as an addition to a sentence; empty where nothing was."""
     pairs = [(o, p) for o, p in zip(observed, predicted or []) if p >= 0]
     if not pairs or max(observed) < 0 or n_heads == 1:
         return ""  # nothing was predicted or taken, or there was nothing to choose

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from ..train.loaded import LoadedRun
 from .labels import spread
 from .style import (
+    EMERGENCE,
     FAINT,
     GREEN,
     INK,
@@ -40,7 +41,7 @@ _STEP_SPACING, _NARROWEST_PHASE = 0.07, 0.01  # of the axes' width
 
 _PHASES = (
     ("warm-up", "#F0F0F0", "#6B6B6B"),
-    ("emergence", "#FBE6CC", "#9C5A00"),
+    ("emergence", EMERGENCE, "#9C5A00"),
     ("convergence", "#E1F0E8", "#1F6B4A"),
 )
 
@@ -104,6 +105,7 @@ def _theory_lines(theory: Mapping[str, Any], n_tasks: int) -> list[_Line]:
     states = {
         "one_head_per_task_first_order": ("one head per task, 1st order", ORDER_COLOURS["first"]),
         "one_head_per_task": ("one head per task, leading", ORDER_COLOURS["leading"]),
+        "best_shared_heads": ("best shared heads", ORDER_COLOURS["leading"]),
         "single_head": ("single head", PURPLE),
         "best_multi_head": ("best multi-head (infimum)", GREEN),
         "bayes": ("Bayes risk", FAINT),
@@ -111,7 +113,7 @@ def _theory_lines(theory: Mapping[str, Any], n_tasks: int) -> list[_Line]:
     return [
         _Line(f"{label}  {theory[name]['loss']:.3g}", theory[name]["loss"], colour)
         for name, (label, colour) in states.items()
-        if theory[name] is not None and not (n_tasks == 1 and name == "single_head")
+        if theory.get(name) is not None and not (n_tasks == 1 and name == "single_head")
     ]
 
 

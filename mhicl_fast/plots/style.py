@@ -39,6 +39,7 @@ _HEADS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000", "#8C6D46
 INK, FAINT = "#222222", "#8A8A8A"
 ORDER_COLOURS = {"first": BLUE, "leading": ORANGE}
 ORDER_NAMES = {"first": "1st order", "leading": "leading order"}
+EMERGENCE = "#FBE6CC"  # the band of the phase in which tasks are learnt
 DIVERGING = "RdBu"  # white is zero, blue positive
 
 ROUND = (1, 2, 2.5, 5, 10)  # first digits of the numbers at ticks

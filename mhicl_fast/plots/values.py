@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from ..train.loaded import LoadedRun
 from .allocation import headline
 from .style import (
+    EMERGENCE,
     FAINT,
     INK,
     ORDER_NAMES,
@@ -92,7 +93,7 @@ def _draw_panel(axes: Axes, run: LoadedRun, summary: Mapping[str, Any], name: st
     times, values, ode = run.metrics["flow_time"], run.metrics[name], compared_ode(run)
     start, end = (moment(summary["phases"][f"task_{phase}_end"][task]) for phase in ("warmup", "emergence"))
     if start is not None and end is not None:
-        axes.axvspan(start, end, color="#FBE6CC", lw=0, zorder=0)
+        axes.axvspan(start, end, color=EMERGENCE, lw=0, zorder=0)
     for head, colour in enumerate(head_colours(run.config.n_heads)):
         marker = "." if len(times) < 3 else None
         axes.plot(times, values[:, head, task], color=colour, lw=1.8, marker=marker, label=f"head {head}", zorder=2)

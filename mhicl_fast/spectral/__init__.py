@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from ._inputs import ShortContextWarning
 from .allocation import Allocation, predict_allocation
-from .asymptotic import asymptotic_loss
+from .asymptotic import DomainError, asymptotic_loss, exponential_loss
 from .atoms import Partition, atoms, supports_overlap
+from .attention import AttentionSpread, effective_examples, effective_examples_of_weights
 from .bayes import BayesRisk, bayes_risk
 from .compare import OdeDistance, ode_distance
+from .decompose import Bases, Decomposition, decompose, departures, recompose
 from .diagonal import SemiSingularValues, diagonal
 from .flow import Factors
+from .lengths import LengthPrediction, length_generalisation, length_generalisation_of_weights
 from .loss import spectral_gradient, spectral_loss
 from .ode import State, Trajectory, solve
+from .optima import HeadValues, PredictedState, shared_heads_state
 from .phases import (
     Escape,
     Phases,
@@ -23,13 +27,22 @@ from .phases import (
     plateau_and_escape,
     shares,
 )
-from .theory import PredictedState, Theory, theory
+from .roles import HeadRoles, head_roles
+from .stability import Stability, stability
+from .theory import Theory, theory
 
 __all__ = [
     "Allocation",
+    "AttentionSpread",
+    "Bases",
     "BayesRisk",
+    "Decomposition",
+    "DomainError",
     "Escape",
     "Factors",
+    "HeadRoles",
+    "HeadValues",
+    "LengthPrediction",
     "OdeDistance",
     "Partition",
     "Phases",
@@ -37,24 +50,36 @@ __all__ = [
     "PredictedState",
     "SemiSingularValues",
     "ShortContextWarning",
+    "Stability",
     "State",
     "Theory",
     "Trajectory",
     "asymptotic_loss",
     "atoms",
     "bayes_risk",
+    "decompose",
+    "departures",
     "diagonal",
+    "effective_examples",
+    "effective_examples_of_weights",
+    "exponential_loss",
     "half_learnt",
+    "head_roles",
     "head_shares",
+    "length_generalisation",
+    "length_generalisation_of_weights",
     "observed_allocation",
     "ode_distance",
     "phases",
     "plateau_and_escape",
     "predict_allocation",
+    "recompose",
+    "shared_heads_state",
     "shares",
     "solve",
     "spectral_gradient",
     "spectral_loss",
+    "stability",
     "supports_overlap",
     "theory",
 ]

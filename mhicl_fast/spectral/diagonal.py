@@ -27,15 +27,32 @@ def diagonal(kq: Any, ov: Any, task: MultiTaskRegression) -> SemiSingularValues:
     all heads together; KQ's last I columns meet the zeros of the query token and are left out. All-zero weights are
     diagonal: their distance is 0.
     """
+    kq, ov = check_weights(kq, ov, task.dim_x, task.n_tasks)
+    return split_diagonals(kq, ov, task.dim_x)
+
+
+def check_weights(kq: Any, ov: Any, dim_x: int, n_tasks: int) -> tuple[Floats, Floats]:
+    """kq (H, D, D) and ov (H, I, D) as float64 arrays; ValueError for other shapes and for values not finite."""
     kq, ov = as_float64("kq", kq), as_float64("ov", ov)
-    d, dim = task.dim_x, task.dim
+    dim = dim_x + n_tasks
     if kq.ndim != 3 or kq.shape[1:] != (dim, dim):
         raise ValueError(f"kq must be (heads, {dim}, {dim}), got shape {list(kq.shape)}")
-    if ov.shape != (kq.shape[0], task.n_tasks, dim):
-        raise ValueError(f"ov must be ({kq.shape[0]} heads, {task.n_tasks}, {dim}), got shape {list(ov.shape)}")
-    omega, omega_residual = _split(kq[:, :, :d], start=0)
-    mu, mu_residual = _split(ov.swapaxes(1, 2), start=d)
+    if ov.shape != (kq.shape[0], n_tasks, dim):
+        raise ValueError(f"ov must be ({kq.shape[0]} heads, {n_tasks}, {dim}), got shape {list(ov.shape)}")
+    return kq, ov
+
+
+def split_diagonals(kq: Floats, ov: Floats, dim_x: int) -> SemiSingularValues:
+    """The diagonals of the two blocks and the relative norm of all the rest, of weights that passed `check_weights`."""
+    omega, omega_residual = _split(kq[:, :, :dim_x], start=0)
+    mu, mu_residual = _split(ov.swapaxes(1, 2), start=dim_x)
     return SemiSingularValues(mu, omega, max(omega_residual, mu_residual))
+
+
+def relative_norm(part: Floats, whole: Floats) -> float:
+    """‖part‖ / ‖whole‖, and 0 where all is zero."""
+    largest = np.abs(whole).max(initial=0.0)  # so that squares neither overflow nor vanish
+    return float(np.linalg.norm(part / largest) / np.linalg.norm(whole / largest)) if largest else 0.0
 
 
 def _split(weights: Floats, start: int) -> tuple[Floats, float]:
@@ -44,5 +61,4 @@ def _split(weights: Floats, start: int) -> tuple[Floats, float]:
     values = weights[:, start + columns, columns]
     rest = weights.copy()
     rest[:, start + columns, columns] = 0
-    total = np.linalg.norm(weights)
-    return values, float(np.linalg.norm(rest) / total) if total else 0.0
+    return values, relative_norm(rest, weights)

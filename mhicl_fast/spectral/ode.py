@@ -9,25 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from ._inputs import (
-    Floats,
-    as_float64,
-    check_choice,
-    check_heads,
-    check_mu,
-    check_order,
-    check_positive,
-    require_identity_covariance,
-)
-from .atoms import Partition, coarsest_partition, resolve_omega
-from .flow import BalancedFlow, CombinedFlow, Factors, Flow, UnbalancedFlow
-from .loss import SpectralProblem
+from ._inputs import Floats, as_float64, check_choice, check_positive
+from .atoms import Partition
+from .flow import Factors, Flow
+from .flow_start import starting_flow
 from .phases import Phases, phases, refine_crossings, shares
 
 if TYPE_CHECKING:
     from ..tasks import MultiTaskRegression
 
-Parameters = Literal["factored", "combined", "unbalanced"]
 Method = Literal["Radau", "BDF"]
 
 
@@ -98,49 +88,21 @@ def solve(
     first-order loss does not exist at the start; RuntimeError, naming the time, where the integration cannot go on,
     as when a first-order flow runs into the edge of its domain.
     """
-    check_choice("parameters", parameters, get_args(Parameters))
     check_choice("method", method, get_args(Method))
-    check_order(order, task.context_length)
-    require_identity_covariance(task, "the spectral ODE")
-    scale, t_end = check_positive("scale", scale), check_positive("t_end", t_end)
-    mu_starts = [_start("mu0", check_mu(task, part, "mu0")) for part in _parts("mu0", mu0, parameters)]
-    omega_starts = [_start("omega0", resolve_omega(task, part, "omega0")[0]) for part in
-                    _parts("omega0", omega0, parameters)]  # fmt: skip
-    for part in (*mu_starts[1:], *omega_starts):
-        check_heads(mu_starts[0], part)
-    if len({part.shape for part in omega_starts}) > 1:
-        raise ValueError(f"the parts of omega0 must have one shape, got {[list(p.shape) for p in omega_starts]}")
-
-    partition = coarsest_partition(task, *omega_starts)
-    problem = SpectralProblem.of(task, partition, order)
-    flow = _flow(problem, mu_starts, [partition.compress(part) for part in omega_starts], parameters, scale)
-    problem.require_domain(flow.values(flow.start)[1])
+    t_end = check_positive("t_end", t_end)
+    flow, partition = starting_flow(
+        task,
+        mu0,
+        omega0,
+        parameters=parameters,
+        scale=scale,
+        order=order,
+        merge=True,
+        names=("mu0", "omega0"),
+    )
     solution = _integrate(flow, t_end, rtol, atol, method)
     state = _read(flow, partition, np.moveaxis(solution.y, 0, -1))
     return Trajectory(solution.t, *state, task, lambda t: _read(flow, partition, _dense(solution.sol, t)))
-
-
-def _parts(name: str, start: Any, parameters: str) -> list[Any]:
-    if parameters != "unbalanced":
-        return [start]
-    if len(start) != 2:
-        pair = "(v_O, v_V)" if name == "mu0" else "(kappa_Q, kappa_K)"
-        raise ValueError(f'with parameters="unbalanced" {name} is the pair {pair}, got {len(start)} parts')
-    return list(start)
-
-
-def _start(name: str, array: Floats) -> Floats:
-    if array.ndim != 2:
-        raise ValueError(f"{name} must have two dimensions, (heads, values), got shape {list(array.shape)}")
-    return array
-
-
-def _flow(problem: SpectralProblem, mu: list[Floats], omega: list[Floats], parameters: str, scale: float) -> Flow:
-    if parameters == "factored":
-        return BalancedFlow(problem, mu[0], omega[0], scale)
-    if parameters == "combined":
-        return CombinedFlow(problem, mu[0], omega[0])
-    return UnbalancedFlow(problem, Factors(*mu, *omega), scale)
 
 
 def _integrate(flow: Flow, t_end: float, rtol: float, atol: float, method: str) -> Any:

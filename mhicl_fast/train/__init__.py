@@ -1,8 +1,12 @@
 """Training: estimates of the loss, parameters, update rules, and runs in folders that survive being killed."""
 
 from .config import ConfigError, RunConfig
+from .lengths import LengthCurve, measure_lengths
 from .loaded import LoadedRun, load_run
 from .loop import resume, run
+from .matrix_flow import FlowProgress, MatrixFlowError, matrix_flow
+from .matrix_stability import MatrixStability, matrix_stability
+from .matrix_trajectory import MatrixTrajectory
 from .objective import Evaluation, LossAndGradients, Objective, evaluate, population_loss
 from .optimisers import Adam, GradientFlow, MomentumSGD
 from .parameters import Combined, Factored
@@ -14,15 +18,23 @@ __all__ = [
     "ConfigError",
     "Evaluation",
     "Factored",
+    "FlowProgress",
     "GradientFlow",
+    "LengthCurve",
     "LoadedRun",
     "LossAndGradients",
+    "MatrixFlowError",
+    "MatrixStability",
+    "MatrixTrajectory",
     "MomentumSGD",
     "Objective",
     "RunConfig",
     "evaluate",
     "initial_parameters",
     "load_run",
+    "matrix_flow",
+    "matrix_stability",
+    "measure_lengths",
     "population_loss",
     "resume",
     "run",

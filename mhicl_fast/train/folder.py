@@ -6,7 +6,7 @@ checkpoints/       the last two states
 trajectories.npz   the ODEs from the same start
 figures/           pictures
 summary.json       the results
-timing.json        seconds spent so far; whether the run is complete
+timing.json        seconds spent so far; whether the run is complete; the machine
 """
 
 from __future__ import annotations

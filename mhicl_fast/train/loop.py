@@ -19,6 +19,7 @@ from .checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from .config import RunConfig
 from .folder import RunFolder, read_json, write_json
 from .loaded import LoadedRun, load_run
+from .machine import machine
 from .metrics import MetricsLog, mismatch
 from .objective import Objective
 from .odes import compare_with_odes
@@ -89,7 +90,8 @@ def _finish(folder: RunFolder, clock: _Clock) -> None:
 
 
 class _Clock:
-    """Seconds spent on a run over all its sessions, kept apart from the files that are the same for every machine."""
+    """Seconds spent on a run over all its sessions, and the last one's machine; kept apart from the files that are the
+    same for every machine."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -100,7 +102,7 @@ class _Clock:
         return self._before + time.perf_counter() - self._start
 
     def store(self, *, complete: bool = False) -> None:
-        write_json(self._file, {"wall_s": self.seconds(), "complete": complete})
+        write_json(self._file, {"wall_s": self.seconds(), "complete": complete, "machine": machine()})
 
 
 @dataclass(eq=False)

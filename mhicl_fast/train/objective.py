@@ -50,7 +50,7 @@ class Objective:
         check_arguments(self.task, kq, ov, self.estimator, self.n_prompts)
         kq, ov = kq.detach().requires_grad_(), ov.detach().requires_grad_()
         loss, grad_kq, grad_ov = 0.0, torch.zeros_like(kq), torch.zeros_like(ov)
-        for first, count in _chunks(self.task, self.n_prompts, kq.element_size(), self.estimator):
+        for first, count in prompt_chunks(self.task, self.n_prompts, kq.element_size(), self.estimator):
             with torch.enable_grad():
                 part = _chunk_loss(
                     self.task, kq, ov, self.estimator, self.n_prompts, count, first, self.seed, step, self.order
@@ -84,7 +84,7 @@ def population_loss(
     (KQ[:, dim_x:, :dim_x] must be 0); TypeError for other dtypes.
     """
     check_arguments(task, kq, ov, estimator, n_prompts)
-    chunks = list(_chunks(task, n_prompts, kq.element_size(), estimator))
+    chunks = list(prompt_chunks(task, n_prompts, kq.element_size(), estimator))
     total = kq.new_zeros((), dtype=torch.float64)
     for first, count in chunks:
         arguments = (task, kq, ov, estimator, n_prompts, count, first, seed, step, order)
@@ -125,11 +125,11 @@ def evaluate(task: MultiTaskRegression, kq: Tensor, ov: Tensor, n_prompts: int, 
     losses = torch.cat(
         [
             prompt_losses(task, kq, ov, count, seed=seed, first_prompt=first).double()
-            for first, count in _chunks(task, n_prompts, kq.element_size(), "sampled")
+            for first, count in prompt_chunks(task, n_prompts, kq.element_size(), "sampled")
         ]
     )
-    mean = _ordered_sum(losses) / n_prompts
-    variance = _ordered_sum((losses - mean).square()) / (n_prompts - 1)
+    mean = ordered_sum(losses) / n_prompts
+    variance = ordered_sum((losses - mean).square()) / (n_prompts - 1)
     return Evaluation(float(mean), float((variance / n_prompts).sqrt()))
 
 
@@ -154,7 +154,9 @@ def check_arguments(task: MultiTaskRegression, kq: Tensor, ov: Tensor, estimator
             )
 
 
-def _chunks(task: MultiTaskRegression, n_prompts: int, item_size: int, estimator: str) -> Iterator[tuple[int, int]]:
+def prompt_chunks(
+    task: MultiTaskRegression, n_prompts: int, item_size: int, estimator: str
+) -> Iterator[tuple[int, int]]:
     """(first prompt, number of prompts) of each chunk; the asymptotic loss is one chunk without prompts."""
     if estimator == "asymptotic":
         yield 0, 0
@@ -183,7 +185,7 @@ def _chunk_loss(
         return spectral.asymptotic_loss(task, kq, ov, order=order).double()
     if estimator == "sampled":
         losses = prompt_losses(task, kq, ov, count, seed=seed, step=step, first_prompt=first)
-        return _ordered_sum(losses.double()) / n_prompts
+        return ordered_sum(losses.double()) / n_prompts
     return _conditional_sum(task, kq, ov, count, first, seed, step) / n_prompts
 
 
@@ -223,7 +225,7 @@ def _conditional_sum(
         if task.noisy_target:
             loss = loss + count * task.noise_std**2 * task.n_tasks
     from_covariates = rows[:, :, 1:].flatten(2) @ covariate_block.permute(0, 2, 1).flatten(0, 1)  # Σ_h V_h a_h
-    return loss + _ordered_sum(from_covariates.square().sum(-1).flatten().double())
+    return loss + ordered_sum(from_covariates.square().sum(-1).flatten().double())
 
 
 def _rows(vectors: Tensor) -> Tensor:
@@ -236,6 +238,6 @@ def _rows(vectors: Tensor) -> Tensor:
     return torch.cat([vectors, padding]).view(blocks, size, *vectors.shape[1:])
 
 
-def _ordered_sum(values: Tensor) -> Tensor:
+def ordered_sum(values: Tensor) -> Tensor:
     """Σ of a vector in an order that does not depend on the number of threads (a plain full sum's does)."""
     return _rows(values).sum(1).sum()

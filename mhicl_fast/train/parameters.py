@@ -93,13 +93,18 @@ class Factored:
 Parameters = Combined | Factored
 
 
+@torch.no_grad()
 def pull_back(parameters: Parameters, grad_kq: Tensor, grad_ov: Tensor) -> dict[str, Tensor]:
     """Gradients in the trained tensors, by name, from those in KQ (H, D, D) and OV (H, I, D)."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.tensors().items()}
-    with torch.enable_grad():
-        outputs = parameters.with_tensors(leaves).to_combined()
-    gradients = torch.autograd.grad(outputs, tuple(leaves.values()), (grad_kq, grad_ov))
-    return dict(zip(leaves, gradients, strict=True))
+    if isinstance(parameters, Combined):
+        return {"kq": grad_kq, "ov": grad_ov}
+    scaled = parameters.logit_scale * grad_kq
+    return {
+        "w_q": parameters.w_k @ scaled,
+        "w_k": parameters.w_q @ scaled.mT,
+        "w_v": parameters.w_o.mT @ grad_ov,
+        "w_o": grad_ov @ parameters.w_v.mT,
+    }
 
 
 def _check_types(tensors: Mapping[str, Tensor]) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from .. import spectral
+from ..spectral._inputs import has_identity_covariance
+from ..spectral.attention import effective_examples
+from ..spectral.roles import head_roles
+from ..tasks import MultiTaskRegression
 from .config import RunConfig
 from .objective import evaluate
-from .odes import OdeStart, ode_start
+from .odes import ode_start
 from .parameters import Parameters
 
 
@@ -35,14 +39,16 @@ def summarise(
         "eval_prompts": config.eval_prompts,
         "phases": _phases(metrics),
         "allocation": allocation.tolist(),
-        **_prediction(config),
+        **prediction(config),
         "shared_heads": _shared_heads(allocation),
-        **_plateau(metrics, theory),
+        "head_roles": _head_roles(task, values),
+        **plateau_and_escape(metrics["flow_time"], _running_median(metrics["loss"]), theory, "first"),
         "theory": theory.to_dict(),
         "ode_distance": _distance(odes[config.order], config.order),
         "ode": dict(odes),
         "residual": float(metrics["residual"][-1]),
         "effective_examples": metrics["effective_examples"][-1].tolist(),
+        "predicted_effective_examples": _predicted_examples(task, values),
     }
 
 
@@ -70,17 +76,27 @@ def _phases(metrics: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _prediction(config: RunConfig) -> dict[str, Any]:
-    """Which head the start says takes each task and when; None where nothing is predicted."""
+def prediction(config: RunConfig) -> dict[str, Any]:
+    """Which head the start says takes each task and when it has learnt half of it; None, and why, where nothing is
+    predicted."""
     start = ode_start(config)
-    if not isinstance(start, OdeStart) or spectral.supports_overlap(config.task()):
-        return {"predicted_allocation": None, "predicted_times": None}
+    if isinstance(start, str):
+        reason: str | None = start
+    elif spectral.supports_overlap(config.task()):
+        reason = "tasks that share covariates drive each other from the start"
+    else:
+        reason = None
+    if isinstance(start, str) or reason is not None:
+        return {"predicted_allocation": None, "predicted_times": None, "prediction_note": reason}
+    if start.parameters == "combined":
+        reason = "no head wins a combined flow: all keep their shares"
     predicted = spectral.predict_allocation(
         config.task(), start.mu, start.omega, parameters=start.parameters, scale=start.scale
     )
     return {
         "predicted_allocation": predicted.head.tolist(),
         "predicted_times": [float(time) if np.isfinite(time) else None for time in predicted.time],
+        "prediction_note": reason,
     }
 
 
@@ -90,17 +106,34 @@ def _shared_heads(allocation: np.ndarray) -> dict[str, list[int]]:
     return {str(head): tasks for head, tasks in sorted(taken.items()) if len(tasks) > 1}
 
 
-def _plateau(metrics: Mapping[str, np.ndarray], theory: spectral.Theory) -> dict[str, Any]:
-    """The stay in the state with one head per task and the fall below it, where seen."""
-    state = theory.one_head_per_task_first_order or theory.one_head_per_task
+def _head_roles(task: MultiTaskRegression, values: spectral.SemiSingularValues) -> dict[str, Any] | None:
+    """What the heads do, read off the diagonals: ± pairs, superposition, zero-sum outputs, unused heads, cost; None
+    for covariates whose covariance is not the identity, for which it is not known."""
+    if not has_identity_covariance(task):
+        return None
+    return head_roles(task, values.mu, values.omega).to_dict()
+
+
+def _predicted_examples(task: MultiTaskRegression, values: spectral.SemiSingularValues) -> list[float] | None:
+    """The effective number of examples that each head should attend to, from the diagonals; None as above."""
+    if not has_identity_covariance(task):
+        return None
+    return effective_examples(task, values.omega).examples.tolist()
+
+
+def plateau_and_escape(times: np.ndarray, loss: np.ndarray, theory: spectral.Theory, order: str) -> dict[str, Any]:
+    """The stay of a curve of losses (T,) at times (T,) in the state with one head per task, and the fall below it,
+    where seen. The state is the one of this order in 1/L, or of leading order where the first does not apply."""
+    first = theory.one_head_per_task_first_order if order == "first" else None
+    state = first or theory.one_head_per_task
     if state is None:
         return {"plateau": None, "escape": None}
-    loss = _running_median(metrics["loss"], max(1, len(metrics["loss"]) // 100))
-    plateau, escape = spectral.plateau_and_escape(metrics["flow_time"], loss, state.loss)
+    plateau, escape = spectral.plateau_and_escape(times, loss, state.loss)
     return {"plateau": plateau and plateau._asdict(), "escape": escape and escape._asdict()}
 
 
-def _running_median(values: np.ndarray, reach: int) -> np.ndarray:
-    """The median over `reach` neighbours on either side, so that sampling noise does not end a plateau."""
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """The median over a few neighbours (1 %) on either side, so that sampling noise does not end a plateau."""
+    reach = max(1, len(values) // 100)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, reach, mode="edge"), 2 * reach + 1)
     return np.median(windows, axis=-1)

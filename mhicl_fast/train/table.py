@@ -1,14 +1,29 @@
-"""The table that a finished run ends with."""
+"""The tables that the commands print: a finished run's results, an ODE's, and theory's values for a task."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..spectral import Trajectory, observed_allocation, theory
+from .. import spectral
+from ..tasks import MultiTaskRegression
 from .config import RunConfig
 from .loaded import LoadedRun
+from .summary import plateau_and_escape, prediction
+from .wording import (
+    STATES,
+    align,
+    missing_states,
+    number,
+    ratio_label,
+    remarks,
+    several,
+    state_source,
+    uncertain,
+)
+
+__all__ = ["align", "ode_table", "results_table", "theory_table"]
 
 
 def results_table(run: LoadedRun) -> str:
@@ -42,11 +57,63 @@ def results_table(run: LoadedRun) -> str:
     return align(rows)
 
 
-def align(rows: Iterable[tuple[str, str]]) -> str:
-    """Two columns, the first padded to its widest entry."""
-    rows = list(rows)
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+def ode_table(config: RunConfig, order: str, trajectory: spectral.Trajectory) -> str:
+    """What the ODE alone says about a configuration, as aligned lines for a person to read."""
+    phases = trajectory.phases()
+    allocation = spectral.observed_allocation(trajectory.task, trajectory.mu[-1], trajectory.omega[-1])
+    theory = spectral.theory(trajectory.task, config.n_heads)
+    return align(
+        [
+            ("preset", f"{config.preset}, seed {config.seed}, {order} order"),
+            ("flow time", f"{trajectory.t[-1]:.4g}"),
+            ("loss at the start", f"{trajectory.loss[0]:.4f}"),
+            ("loss at the end", f"{trajectory.loss[-1]:.4f}"),
+            ("warm-up ends", _time(phases.warmup_end)),
+            ("emergence ends", _time(phases.emergence_end)),
+            ("allocation", _allocation(allocation.tolist())),
+            *_winners(config, trajectory, allocation.tolist()),
+            *_plateau(plateau_and_escape(trajectory.t, trajectory.loss, theory, order)),
+            *_theory(theory.to_dict()),
+        ]
+    )
+
+
+def theory_table(task: MultiTaskRegression, n_heads: int) -> str:
+    """What theory says about `task` for models with `n_heads` heads, as aligned lines for a person to read.
+
+    Every state with its loss, its excess over a noisy target's noise, the loss and the values ω√d and μ of each task,
+    and how it was found; ratios of excess losses; the reason for each state that is left out. Raises ValueError as
+    `spectral.theory` does.
+    """
+    theory = spectral.theory(task, n_heads)
+    known = theory.to_dict()
+    header = ("state", "loss", "excess", "loss of each task", "ω√d", "μ", "source")
+    states = [_state_row(task, label, known[name]) for name, label in STATES.items() if known.get(name) is not None]
+    ratios = [(ratio_label(name), number(value)) for name, value in known["ratios"].items()]
+    parts = [
+        align([("task", repr(task)), ("heads", str(n_heads))]),
+        align([header, *states]),
+        align([("ratio of excess losses", ""), *ratios]) if ratios else "",
+        align([("left out", ""), *missing_states(known)]) if missing_states(known) else "",
+        align([("notes", ""), *remarks(known)]) if remarks(known) else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _state_row(task: MultiTaskRegression, label: str, state: Mapping[str, Any]) -> tuple[str, ...]:
+    values = ("–", "–")
+    if state.get("omega") is not None:
+        scaled = task.support_sizes.sqrt() * task.support_sizes.new_tensor(state["omega"])
+        values = (several(scaled.tolist()), several(state["mu"]))
+    error = state.get("standard_error", 0.0)
+    return (
+        label,
+        uncertain(state["loss"], error),
+        uncertain(state["excess"], error),
+        several(state["task_loss"]),
+        *values,
+        state_source(state),
+    )
 
 
 def _ode_losses(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -57,13 +124,34 @@ def _ode_losses(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _winners(config: RunConfig, trajectory: spectral.Trajectory, allocation: Sequence[int]) -> list[tuple[str, str]]:
+    """For each task the head and the time at which half is learnt, as predicted from the start and as they came."""
+    predicted = prediction(config)
+    observed = spectral.half_learnt(trajectory.t, trajectory.shares()).tolist()
+    if predicted["predicted_times"] is None:
+        expected = [f"no prediction: {predicted['prediction_note']}"] * len(observed)
+    else:
+        pairs = zip(predicted["predicted_allocation"], predicted["predicted_times"])
+        expected = [f"predicted {_head_and_time(head, math.inf if time is None else time)}" for head, time in pairs]
+    return [
+        (f"task {task}: half learnt", f"{expected[task]}; observed {_head_and_time(head, observed[task])}")
+        for task, head in enumerate(allocation)
+    ]
+
+
+def _head_and_time(head: int, time: float) -> str:
+    who = f"by head {head}" if head >= 0 else "by no single head"
+    return f"{who} at {time:.4g}" if math.isfinite(time) else "never"
+
+
 def _plateau(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if summary["plateau"] is not None:
         plateau = summary["plateau"]
         rows.append(("plateau", f"loss {plateau['loss']:.4f} from {plateau['start']:.4g} to {plateau['end']:.4g}"))
     if summary["escape"] is not None:
-        rows.append(("escape from it", f"at {summary['escape']['time']:.4g}"))
+        escape = summary["escape"]
+        rows.append(("escape from it", f"at {escape['time']:.4g}, to a loss of {escape['final_loss']:.4f}"))
     return rows
 
 
@@ -89,33 +177,12 @@ def _distance(summary: Mapping[str, Any]) -> str:
 
 
 def _theory(theory: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The loss of each state that theory knows for this task."""
-    names = {
-        "one_head_per_task_first_order": "theory: one head per task, first order",
-        "one_head_per_task": "theory: one head per task, leading order",
-        "single_head": "theory: single head",
-        "best_multi_head": "theory: best multi-head (infimum)",
-        "bayes": "theory: Bayes risk",
-    }
-    return [(label, f"{theory[name]['loss']:.4f}") for name, label in names.items() if theory[name] is not None]
-
-
-def ode_table(config: RunConfig, order: str, trajectory: Trajectory) -> str:
-    """What the ODE alone says about a configuration, as aligned lines for a person to read."""
-    phases = trajectory.phases()
-    allocation = observed_allocation(trajectory.task, trajectory.mu[-1], trajectory.omega[-1])
-    return align(
-        [
-            ("preset", f"{config.preset}, seed {config.seed}, {order} order"),
-            ("flow time", f"{trajectory.t[-1]:.4g}"),
-            ("loss at the start", f"{trajectory.loss[0]:.4f}"),
-            ("loss at the end", f"{trajectory.loss[-1]:.4f}"),
-            ("warm-up ends", _time(phases.warmup_end)),
-            ("emergence ends", _time(phases.emergence_end)),
-            ("allocation", _allocation(allocation.tolist())),
-            *_theory(theory(trajectory.task, config.n_heads).to_dict()),
-        ]
-    )
+    """The loss of each state of theory for this task, or why there is none."""
+    return [
+        (f"theory: {label}", f"{theory[name]['loss']:.4f}" if theory[name] else f"none: {theory['notes'][name]}")
+        for name, label in STATES.items()
+        if name in theory
+    ]
 
 
 def _time(time: float) -> str:

@@ -1,0 +1,354 @@
+"""Reports: self-contained pages that say what the run's files say, for every kind of run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pages import Page
+
+from mhicl_fast import spectral
+from mhicl_fast.cli import main
+from mhicl_fast.presets import preset
+from mhicl_fast.report import Analysis, analyse, write_report
+from mhicl_fast.report.analysis import analyse_run
+from mhicl_fast.report.findings import difference
+from mhicl_fast.report.provenance import command
+from mhicl_fast.tasks import MultiTaskRegression
+from mhicl_fast.train import RunConfig, evaluate, initial_parameters, load_run, run
+from mhicl_fast.train.folder import FolderError
+from mhicl_fast.train.wording import STATES, missing_states, number, uncertain
+
+ROOT = Path(__file__).resolve().parent.parent
+STRANGE = "<b onclick=\"alert('1')\">&amp; {{ 7 * 7 }}</b>"
+
+# Exact gradients where a run should learn; otherwise as few prompts and steps as make a run.
+RUNS = {
+    "demo": ("demo", "dim_x=12 estimator=asymptotic start_size=0.05 steps=160"),
+    "combined": (
+        "demo",
+        "dim_x=12 n_tasks=2 parameters=combined estimator=asymptotic start_size=0.001 learning_rate=0.05 steps=600",
+    ),
+    "shared": ("demo", "dim_x=12 n_heads=2 estimator=asymptotic start_size=0.05 steps=300"),
+    "one": ("single-task", "dim_x=6 n_heads=1 n_prompts=64 steps=40 record_every=2"),
+    "random": ("superposition", "n_prompts=64 steps=200 record_every=20"),
+    "coloured": ("demo", "dim_x=6 covariance=ar:0.3 estimator=sampled n_prompts=16 steps=5"),
+    "short": ("demo", "n_prompts=16 steps=1"),
+    "many": ("demo", "dim_x=18 n_tasks=9 n_heads=9 n_prompts=8 steps=20"),
+}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("reports")
+    configs = {
+        name: preset(base).with_settings([*settings.split(), "eval_prompts=256"])
+        for name, (base, settings) in RUNS.items()
+    }
+    configs["strange"] = dataclasses.replace(configs["one"], preset=STRANGE, steps=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mhicl_fast.plots.save_figures", lambda run: [])  # the pages draw their own
+        for name, config in configs.items():
+            run(config, folder / name)
+            write_report(folder / name)
+    return {name: folder / name for name in configs}
+
+
+@pytest.fixture(scope="session")
+def pages(folders: dict[str, Path]) -> dict[str, Page]:
+    return {name: Page((folder / "report.html").read_text(encoding="utf-8")) for name, folder in folders.items()}
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("name", [*RUNS, "strange"])
+def test_the_page_is_well_formed_and_needs_nothing_else(pages: dict[str, Page], name: str) -> None:
+    page = pages[name]
+    assert page.errors == []
+    assert page.external() == []
+    assert not {"script", "link", "iframe", "object", "embed", "img"} & set(page.tags)
+    assert page.handlers == []
+    assert len(page.ids) == len(set(page.ids))
+    anchors = {reference[1:] for reference in page.references if reference.startswith("#")}
+    assert anchors <= set(page.ids)
+    assert page.tags.count("svg") == 6
+    assert "<svg" not in page.text
+
+
+@pytest.mark.parametrize("name", [*RUNS, "strange"])
+def test_headings_and_captions(pages: dict[str, Page], name: str) -> None:
+    page = pages[name]
+    levels, titles = zip(*page.headings)
+    assert levels == ("h1", *["h2"] * (len(levels) - 1))
+    for words in ("Key numbers", "Three phases", "Which head takes which task", "Semi-singular values",
+                  "What the heads do", "What the heads attend to", "How good it is", "Other context lengths",
+                  "Where the run differs from theory", "Configuration", "How to repeat it"):  # fmt: skip
+        assert words in titles
+    assert page.tags.count("figcaption") == page.tags.count("figure") == page.tags.count("svg")
+    assert page.tags.count("caption") == page.tags.count("table")
+    assert all(len(caption) > 20 for caption in page.tables)
+    assert not re.search(r"\bnan\b|\binf\b|\bNone\b|\[\]", page.text)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_numbers_are_those_of_the_summary(folders: dict[str, Path], pages: dict[str, Page], name: str) -> None:
+    page, summary, loaded = pages[name], summary_of(folders[name]), load_run(folders[name])
+    loss = uncertain(summary["eval_loss"], summary["eval_loss_se"])
+    numbers = page.tables["± is one standard error throughout this page."]
+    assert numbers["Loss"][0] == loss
+    assert loss in page.text.split("Key numbers")[0]  # the headline
+    assert float(numbers["Loss"][0].split(" ± ")[0]) == pytest.approx(summary["eval_loss"], rel=1e-2)
+    assert float(numbers["Loss"][0].split(" ± ")[1]) == pytest.approx(summary["eval_loss_se"], rel=0.06)
+    for words, key in (("Warm-up ends", "warmup_end"), ("Emergence ends", "emergence_end")):
+        moment = summary["phases"][key]
+        expected = f"flow time {number(moment['flow_time'])}, step {moment['steps']}" if moment else "not reached"
+        assert numbers[words][0].replace("\u202f", "") == expected
+    assert (summary["ode_distance"] is None) == ("Distance to the ODE" not in numbers)
+    assert page.row("seed")[0] == str(loaded.config.seed)
+    for state, label in STATES.items():
+        values = summary["theory"][state]
+        name_on_page = label[0].upper() + label[1:]
+        if values is None:
+            assert [page.tables["States that theory does not give here, and why."][label]] == [
+                [reason] for left_out, reason in missing_states(summary["theory"]) if left_out == label
+            ]
+        else:
+            caption = next(caption for caption in page.tables if caption.startswith("Losses that theory knows"))
+            assert page.tables[caption][name_on_page][0] == uncertain(values["loss"], values.get("standard_error", 0))
+    for key, value in loaded.config.to_dict().items():
+        shown = page.row(key)[0]
+        assert shown == ("none" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def test_winners_and_times(folders: dict[str, Path], pages: dict[str, Page]) -> None:
+    page, summary = pages["demo"], summary_of(folders["demo"])
+    table = next(rows for caption, rows in page.tables.items() if caption.startswith("Winners and times"))
+    metrics = load_run(folders["demo"]).metrics
+    observed = spectral.half_learnt(metrics["flow_time"], metrics["share"])
+    columns = ["Predicted head", "Observed head", "Predicted time", "Time in the ODE", "Time in the run"]
+    assert table["Task"] == columns
+    for task in range(3):
+        row = dict(zip(columns, table[f"task {task}"]))
+        assert row["Predicted head"] == f"head {summary['predicted_allocation'][task]}"
+        assert row["Observed head"] == f"head {summary['allocation'][task]}"
+        assert row["Predicted time"] == number(summary["predicted_times"][task])
+        assert row["Time in the run"] == number(observed[task])
+        assert float(row["Time in the ODE"]) == pytest.approx(observed[task], rel=0.1)
+    assert "No prediction: Adam does not follow the gradient flow" in pages["random"].text
+    assert "no head wins a combined flow" in pages["combined"].text
+
+
+def test_what_happened(pages: dict[str, Page]) -> None:
+    assert "Each task is taken by a head of its own, as predicted" in pages["demo"].text
+    assert "Some heads serve several tasks" in pages["shared"].text
+    assert "is shared by tasks" in pages["shared"].text
+    assert "there are fewer heads than tasks" in pages["shared"].text
+    assert "from which the run escapes" in pages["combined"].text
+    assert "Plateau and escape" in pages["combined"].text
+    assert "the run has left this state" in pages["combined"].text
+    assert "No head has taken any of the tasks" in pages["short"].text
+    assert "Not told here" in pages["coloured"].text
+    assert "No prediction" in pages["coloured"].text
+
+
+def test_what_the_flow_conserves(folders: dict[str, Path], pages: dict[str, Page]) -> None:
+    def conserved_on(name: str) -> dict[str, list[str]]:
+        return next((rows for caption, rows in pages[name].tables.items() if "conserves" in caption), {})
+
+    assert conserved_on("combined") == {}
+    for name, balanced in (("demo", True), ("random", False)):
+        weights = load_run(folders[name]).parameters.tensors()
+        w_q, w_k, w_v, w_o = (weights[key].double() for key in ("w_q", "w_k", "w_v", "w_o"))
+        query_key = (w_q @ w_q.transpose(1, 2) - w_k @ w_k.transpose(1, 2)).norm()
+        value_output = (w_v @ w_v.transpose(1, 2) - w_o.transpose(1, 2) @ w_o).norm()
+        for (_, end, _, _), expected in zip(list(conserved_on(name).values())[1:], (query_key, value_output)):
+            assert end == number(float(expected), 3)
+        changes = [float(row[3].replace("−", "-")) for row in list(conserved_on(name).values())[1:]]
+        assert (max(changes) < 1e-3) == balanced
+
+
+def test_text_of_a_configuration_is_escaped(folders: dict[str, Path], pages: dict[str, Page]) -> None:
+    html = (folders["strange"] / "report.html").read_text(encoding="utf-8")
+    assert STRANGE not in html
+    assert "onclick=" not in re.sub(r"&lt;b onclick=", "", html)
+    assert pages["strange"].row("preset")[0] == STRANGE
+    assert pages["strange"].headings[0] == ("h1", f"{STRANGE}, seed 0")
+
+
+def test_same_run_same_bytes(folders: dict[str, Path]) -> None:
+    paths = [folders[name] / "report.html" for name in ("demo", "random")]
+    before = [path.read_bytes() for path in paths]
+    assert max(map(len, before)) < 3_000_000
+    code = "import sys; from mhicl_fast.report import write_report; print([write_report(f) for f in sys.argv[1:]])"
+    environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}
+    arguments = [sys.executable, "-c", code, *(str(path.parent) for path in paths)]
+    subprocess.run(arguments, check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert [path.read_bytes() for path in paths] == before
+    assert not [entry for path in paths for entry in path.parent.iterdir() if entry.name.endswith(".tmp")]
+
+
+def test_the_command_line(folders: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["report", str(folders["one"])]) == 0
+    assert capsys.readouterr().out == f"report: {folders['one'] / 'report.html'}\n"
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    unfinished = tmp_path / "run"
+    shutil.copytree(folders["one"], unfinished)
+    (unfinished / "summary.json").unlink()
+    (unfinished / "report.html").unlink()
+    with pytest.raises(FolderError, match=r"is not finished; go on with it: mhicl resume .*run"):
+        write_report(unfinished)
+    assert not (unfinished / "report.html").exists()
+    with pytest.raises(ValueError, match="is not finished"):
+        analyse_run(load_run(unfinished))
+    with pytest.raises(FolderError, match="is not a run folder"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["demo", "one", "coloured", "random", "strange"])
+def test_the_command_repeats_the_run(folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_run(folders[name]).config
+    config = dataclasses.replace(config, seed=5, record_every=7)
+    words = shlex.split(command(config))
+    asked: list[tuple[RunConfig, str]] = []
+    if words[0] == "mhicl":
+        monkeypatch.setattr("mhicl_fast.cli.run", lambda config, path, bar: asked.append((config, str(path))))
+        monkeypatch.setattr("mhicl_fast.cli.results_table", lambda finished: "")
+        assert main(words[1:]) == 0
+    else:
+        monkeypatch.setattr("mhicl_fast.train.run", lambda config, path: asked.append((config, path)))
+        assert words[:2] == ["python", "-c"]
+        exec(words[2])
+    assert asked == [(config, "DIR")]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium, which prints the pages, is not installed")
+@pytest.mark.parametrize("name", ["demo", "random"])
+def test_the_page_prints_on_a4(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    file = tmp_path / "page.pdf"
+    browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    address = (folders[name] / "report.html").as_uri()
+    printing = [*browser, "--no-pdf-header-footer", f"--print-to-pdf={file}", address]
+    subprocess.run(printing, check=True, capture_output=True, timeout=120)
+    data = file.read_bytes()
+    pages = re.findall(rb"/Type /Page\b(?!s)", data)
+    assert 4 <= len(pages) <= 20
+    boxes = {tuple(float(x) for x in box.split()) for box in re.findall(rb"/MediaBox \[([^\]]*)\]", data)}
+    assert len(boxes) == 1
+    assert boxes.pop() == pytest.approx((0, 0, 595, 842), abs=1)
+
+
+TASK = MultiTaskRegression(8, 2, 100, support=np.eye(2).repeat(4, 1), noise_std=0.2, noisy_target=True)
+
+
+def planted(mu: list[list[float]], omega: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decomposable weights kq (H, D, D), ov (H, I, D) of TASK with one ω per task."""
+    kq, ov = torch.zeros(len(mu), 10, 10, dtype=torch.float64), torch.zeros(len(mu), 2, 10, dtype=torch.float64)
+    kq[:, :8, :8] = torch.diag_embed(torch.tensor(omega, dtype=torch.float64).repeat_interleave(4, 1))
+    ov[:, :, 8:] = torch.diag_embed(torch.tensor(mu, dtype=torch.float64))
+    return kq, ov
+
+
+def test_analysis_of_planted_weights() -> None:
+    mu, omega = [[2.0, 0.1], [-2.0, 0.0], [0.05, 1.5]], [[0.3, 0.02], [-0.3, 0.0], [0.0, 0.5]]
+    kq, ov = planted(mu, omega)
+    found = analyse(TASK, kq, ov, n_prompts=2048, seed=3, lengths=[50, 100, 400])
+    assert isinstance(found, Analysis)
+    assert found.loss == evaluate(TASK, kq, ov, 2048, seed=3)
+    np.testing.assert_allclose(found.decomposition.mu, mu, atol=1e-12)
+    np.testing.assert_allclose(found.decomposition.omega, np.repeat(omega, 4, 1), atol=1e-12)
+    assert max(found.departures.values()) < 1e-12
+    assert found.roles is not None
+    assert found.roles.pairs == [(0, 1)]
+    assert found.attention is not None
+    gaps = (found.examples.mean - found.attention.examples) / found.attention.examples
+    assert np.abs(gaps).max() < 0.1
+    np.testing.assert_array_equal(found.lengths.lengths, [50, 100, 400])
+    leading = found.predicted_lengths["leading"]
+    assert leading.loss[1] == pytest.approx(float(spectral.spectral_loss(TASK, mu, omega)))
+    assert found.notes == {}
+    printed = str(found)
+    for words in ("heads 0 and 1", "theory: one head per task, leading order", uncertain(*found.loss), "Bayes risk"):
+        assert words in printed
+
+
+def test_examples_are_measured_on_the_drawn_prompts() -> None:
+    kq = torch.randn(2, 10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 3
+    ov = torch.zeros(2, 2, 10, dtype=torch.float64)
+    found = analyse(TASK, kq, ov, n_prompts=2, length_prompts=2, seed=4).examples
+    prompts = TASK.sample(found.n_prompts, seed=4, dtype=torch.float64)
+    weights = torch.einsum("nld,hde,ne->nhl", prompts.context, kq, prompts.query).softmax(-1)
+    each = 1 / weights.square().sum(-1)
+    np.testing.assert_allclose(found.mean, each.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(found.standard_error, each.std(0) / found.n_prompts**0.5, rtol=1e-9)
+
+
+def test_analysis_says_what_does_not_apply() -> None:
+    task = TASK.replace(covariance=0.5 * np.eye(8) + 0.5)
+    kq, ov = planted([[2.0, 0.1]], [[0.3, 0.9]])
+    found = analyse(task, kq, ov, n_prompts=64, length_prompts=16)
+    assert found.roles is found.attention is None
+    assert found.predicted_lengths == {}
+    assert {"roles", "attention"} <= set(found.notes)
+    assert "left out: roles" in str(found)
+    plain = analyse(TASK, kq, ov, n_prompts=64, length_prompts=16)  # 2 ω² > 1: the first order does not exist
+    assert set(plain.predicted_lengths) == {"leading"}
+    assert "first-order loss does not exist" in plain.notes["predicted_lengths, first order"]
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_analysis_of_a_random_start_and_single_values(heads: int) -> None:
+    task = MultiTaskRegression(1, 1, 10, noise_std=0.1)
+    kq, ov = initial_parameters(task, heads, start="random", seed=1, dtype=torch.float32).to_combined()
+    found = analyse(task, kq, ov, n_prompts=64, length_prompts=16)
+    assert found.decomposition.omega.shape == (heads, 1)
+    assert found.lengths.lengths.tolist() == [2, 5, 10, 20, 40]
+    assert len(str(found).splitlines()) > 10
+
+
+def test_a_loss_that_was_measured_is_not_measured_again() -> None:
+    kq, ov = planted([[2.0, 0.1]], [[0.3, 0.1]])
+    done = evaluate(TASK, kq, ov, 64, seed=1)
+    assert analyse(TASK, kq, ov, n_prompts=64, length_prompts=16, loss=done).loss is done
+
+
+def test_bad_weights() -> None:
+    kq, ov = planted([[2.0, 0.1]], [[0.3, 0.1]])
+    with pytest.raises(ValueError, match="kq must be"):
+        analyse(TASK, kq[:, :9], ov)
+    with pytest.raises(TypeError, match="must both be float32 or both float64"):
+        analyse(TASK, kq, ov.float())
+    with pytest.raises(ValueError, match="whole numbers from 1 on"):
+        analyse(TASK, kq, ov, n_prompts=8, lengths=[0])
+    with pytest.raises(ValueError, match="must be finite"):
+        analyse(TASK, kq * float("nan"), ov, n_prompts=8)
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "error", "words"),
+    [
+        (2.1, 2.0, 0.05, "5.0 % above it (2.0 s.e.)"),
+        (1.9, 2.0, 0.0001, "5.0 % below it"),
+        (8.0, 2.0, 0.1, "4 times as high"),
+        (0.1, 0.0, 0.01, "0.100 above it (10 s.e.)"),
+        (1.0, 1.0, 0.0, "no different"),
+    ],
+)
+def test_differences_in_words(value: float, reference: float, error: float, words: str) -> None:
+    assert difference(value, reference, error) == words
