@@ -218,6 +218,21 @@ def test_equal_values_are_not_told_apart_by_noise(heads):
             assert span_distance(found.bases.covariates[:, group], truth.covariates[:, alike]) < 0.02
 
 
+def test_noise_of_symmetric_weights_is_measured_by_what_they_have():
+    """W_Q = W_K makes KQ symmetric: no antisymmetric part does not mean little noise."""
+    observed, reported = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        truth = plant(np.ones((1, 6), bool), None, 2, rng)
+        kq, ov = noisy(truth, 1e-5, rng)
+        bases = decompose((kq + kq.swapaxes(1, 2)) / 2, ov, 6).bases
+        order, _ = matching(bases.covariates, truth.covariates)
+        overlap = truth.covariates[:, order].T @ bases.covariates
+        observed.append(np.linalg.norm(overlap - np.diag(np.diagonal(overlap)), axis=0))
+        reported.append(bases.covariate_errors)
+    assert np.sqrt(np.mean(np.square(observed)) / np.mean(np.square(reported))) == pytest.approx(1, abs=0.25)
+
+
 def test_departures_name_their_cause():
     rng = np.random.default_rng(8)
     support = block_support((3, 2))

@@ -11,7 +11,9 @@ from .bayes import BayesRisk, bayes_risk
 from .compare import OdeDistance, ode_distance
 from .decompose import Bases, Decomposition, decompose, departures, recompose
 from .diagonal import SemiSingularValues, diagonal
+from .factored import Conserved, FactoredDecomposition, conserved, decompose_factored
 from .flow import Factors
+from .joint_diagonalisation import NotConvergedError
 from .lengths import LengthPrediction, length_generalisation, length_generalisation_of_weights
 from .loss import spectral_gradient, spectral_loss
 from .ode import State, Trajectory, solve
@@ -36,13 +38,16 @@ __all__ = [
     "AttentionSpread",
     "Bases",
     "BayesRisk",
+    "Conserved",
     "Decomposition",
     "DomainError",
     "Escape",
+    "FactoredDecomposition",
     "Factors",
     "HeadRoles",
     "HeadValues",
     "LengthPrediction",
+    "NotConvergedError",
     "OdeDistance",
     "Partition",
     "Phases",
@@ -57,7 +62,9 @@ __all__ = [
     "asymptotic_loss",
     "atoms",
     "bayes_risk",
+    "conserved",
     "decompose",
+    "decompose_factored",
     "departures",
     "diagonal",
     "effective_examples",

@@ -137,7 +137,7 @@ def _newton(symmetric: Floats, rotation: Floats) -> Floats:
         gradient = _gradient(turned)
         if np.linalg.norm(gradient) <= _ROUNDING * n:
             return rotation
-        # Steps are measured by the change of entries that a turn of one pair makes; a pair of equals must not turn wild.
+        # Steps are measured by the change of entries that a turn of one pair makes; equal pairs must not turn wildly.
         differences = _diagonals(turned)[:, :, None] - _diagonals(turned)[:, None, :]
         unit = np.sqrt(np.square(differences).sum(0) + 4 * np.square(turned).sum(0) + 1e-6 * value)
         step, predicted = _trust_region_step(turned, gradient, unit, radius, value)

@@ -64,7 +64,7 @@ def shared_basis(
     largest = float(np.linalg.norm(values, axis=0).max())
     together = classes[:, None] == classes
 
-    noise, evidence = _noise(turned, together)
+    noise, evidence = _noise(turned, together, rounding)
     hidden = max(_hidden_gap(noise, evidence, values), _hidden_gap(rounding * largest, np.inf, values))
     labels: NDArray[np.intp]
     _, labels = connected_components(together & (gaps <= max(hidden, tolerance * largest)), directed=False)
@@ -79,17 +79,18 @@ def shared_basis(
     return SharedBasis(columns, _groups(labels[order]), np.linalg.norm(angles, axis=1)[order])
 
 
-def _noise(turned: Floats, together: NDArray[np.bool_]) -> tuple[float, int]:
+def _noise(turned: Floats, together: NDArray[np.bool_], rounding: float) -> tuple[float, int]:
     """Root mean square of an off-diagonal entry of the symmetric parts, and the number of entries it is known from.
 
-    Antisymmetric parts have the same noise and count too, but those of exactly symmetric matrices, such as products
-    WᵀW, say nothing. Of the symmetric entries the basis has fitted one for each pair that it may turn.
+    Antisymmetric parts have the same noise and count too, but those of symmetric matrices, such as products WᵀW, say
+    nothing. Of the symmetric entries the basis has fitted one for each pair that it may turn.
     """
     pairs = np.triu_indices(len(together), 1)
     antisymmetric = (turned - turned.swapaxes(1, 2))[:, pairs[0], pairs[1]] / 2
     symmetric = (turned + turned.swapaxes(1, 2))[:, pairs[0], pairs[1]] / 2
-    count = len(pairs[0]) * (len(turned) + int(antisymmetric.any(1).sum())) - int(together[pairs].sum())
-    squares = np.square(symmetric).sum() + np.square(antisymmetric).sum()
+    asymmetric = np.linalg.norm(antisymmetric, axis=1) > rounding * len(together) * np.linalg.norm(turned, axis=(1, 2))
+    count = len(pairs[0]) * (len(turned) + int(asymmetric.sum())) - int(together[pairs].sum())
+    squares = np.square(symmetric).sum() + np.square(antisymmetric[asymmetric]).sum()
     return (float(np.sqrt(squares / count)), count) if count else (0.0, 0)
 
 

@@ -5,8 +5,8 @@ from .lengths import LengthCurve, measure_lengths
 from .loaded import LoadedRun, load_run
 from .loop import resume, run
 from .matrix_flow import FlowProgress, MatrixFlowError, matrix_flow
-from .matrix_stability import MatrixStability, matrix_stability
-from .matrix_trajectory import MatrixTrajectory
+from .matrix_stability import GrowthRates, MatrixStability, matrix_stability
+from .matrix_trajectory import MatrixTrajectory, SpectralPath
 from .objective import Evaluation, LossAndGradients, Objective, evaluate, population_loss
 from .optimisers import Adam, GradientFlow, MomentumSGD
 from .parameters import Combined, Factored
@@ -20,6 +20,7 @@ __all__ = [
     "Factored",
     "FlowProgress",
     "GradientFlow",
+    "GrowthRates",
     "LengthCurve",
     "LoadedRun",
     "LossAndGradients",
@@ -29,6 +30,7 @@ __all__ = [
     "MomentumSGD",
     "Objective",
     "RunConfig",
+    "SpectralPath",
     "evaluate",
     "initial_parameters",
     "load_run",
