@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from ._extension import build_info, format_build_info
 from ._version import __version__
+from .explore import ExploreError, serve
 from .presets import PRESETS, preset
 from .progress import ProgressBar
 from .train.checkpoints import CheckpointError
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.execute(options)
         except (ConfigError, FolderError, OdeError) as error:
             return _complain(error, BAD_INPUT)
-        except (StorageError, CheckpointError, TrainingError) as error:
+        except (StorageError, CheckpointError, TrainingError, ExploreError) as error:
             return _complain(error, FAILED)
         except KeyboardInterrupt:
             return _complain(_how_to_go_on(options), INTERRUPTED)
@@ -62,7 +63,7 @@ def _ode(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .report import write_report
+    from .report import write_report  # drawing libraries take a second to import
 
     print(f"report: {write_report(options.folder)}")
 
@@ -73,8 +74,6 @@ def _theory(options: argparse.Namespace) -> None:
 
 
 def _explore(options: argparse.Namespace) -> None:
-    from .explore import serve
-
     serve(port=options.port, open_browser=options.open_browser)
 
 
@@ -182,7 +181,7 @@ def _add_explore(commands: Commands) -> None:
         commands,
         "explore",
         _explore,
-        "serve a page with sliders that redraw the ODE's trajectories and phases, on this machine only",
+        "serve a page with sliders that redraw the ODE's trajectories and phases, to this machine only",
         "mhicl explore",
         "mhicl explore --port 5006 --no-browser",
     )

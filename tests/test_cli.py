@@ -33,6 +33,9 @@ def test_run_and_resume_print_the_results(
     assert list((tmp_path / "run" / "figures").glob("*.png"))
     assert main(["resume", folder]) == 0
     assert capsys.readouterr().out == printed.out
+    assert main(["report", folder]) == 0
+    assert capsys.readouterr().out == f"report: {folder}/report.html\n"
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_ode(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +44,19 @@ def test_ode(capsys: pytest.CaptureFixture[str]) -> None:
     assert "leading order" in printed
     assert "loss at the end" in printed
     assert "1.94" in printed  # one head per task at leading order
+
+
+def test_theory_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["theory", "demo", "--set", "n_heads=2", "signal=1,2,0.5"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("single head", "best multi-head", "Bayes risk", "there are fewer heads than tasks"):
+        assert words in printed
+
+
+def test_explore_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    assert main(["explore", "--no-browser"]) == 1
+    assert capsys.readouterr().err == 'mhicl: the page needs Bokeh: pip install "mhicl_fast[explore]"\n'
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +75,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "demo", "--out", "{}"], "is not empty and not a run folder"),
         (["run", "demo", "--out", "{}/precious"], "cannot make the folder"),
         (["resume", "{}"], "is not a run folder"),
+        (["report", "{}"], "is not a run folder"),
         (["ode", "demystified"], "no ODE: Adam does not follow the gradient flow"),
         (["ode", "demo", "--t-end", "-1"], "t_end must be"),
         (["ode", "demo", "--set", "context_length=400", "dim_x=6", "start_size=30"], "first order"),
@@ -85,14 +102,17 @@ def test_incomplete_commands_show_the_usage(capsys: pytest.CaptureFixture[str], 
     assert "usage: mhicl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["resume"], ["ode"], ["info"]])
+COMMANDS = ("run", "resume", "report", "ode", "theory", "explore", "info")
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert "examples:" in printed
-    if command in (["run"], ["ode"]):
+    if command in (["run"], ["ode"], ["theory"]):
         assert "superposition" in printed
         assert "n_heads" in printed
 
