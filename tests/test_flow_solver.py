@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.integrate import RK45, solve_ivp
 
-from mhicl_fast.train import dormand_prince
-from mhicl_fast.train.chebyshev import chebyshev_error, chebyshev_step, stages_for, stiffness_of
-from mhicl_fast.train.dormand_prince import dormand_prince_step
-from mhicl_fast.train.flow_solver import FlowSolver, StepError
+from mhicl_fast.train.matrix import dormand_prince
+from mhicl_fast.train.matrix.chebyshev import chebyshev_error, chebyshev_step, stages_for, stiffness_of
+from mhicl_fast.train.matrix.dormand_prince import dormand_prince_step
+from mhicl_fast.train.matrix.solver import FlowSolver, StepError
 
 
 def gradient_flow(seed=0, size=6):

@@ -9,7 +9,7 @@ from spectral_tasks import block_task, demo_task, diagonal_weights, overlapping_
 
 from mhicl_fast.spectral import ShortContextWarning, asymptotic_loss, spectral_loss
 from mhicl_fast.spectral.lengths import length_generalisation, length_generalisation_of_weights
-from mhicl_fast.spectral.optima import one_head_per_task, one_head_per_task_first_order
+from mhicl_fast.spectral.optima.states import one_head_per_task, one_head_per_task_first_order
 from mhicl_fast.tasks import MultiTaskRegression
 from mhicl_fast.train import evaluate, lengths, objective
 from mhicl_fast.train.lengths import measure_lengths

@@ -19,8 +19,8 @@ from mhicl_fast.spectral.asymptotic import exponential_loss
 from mhicl_fast.tasks import MultiTaskRegression
 from mhicl_fast.train import Combined, Factored, Objective, initial_parameters, population_loss
 from mhicl_fast.train.checkpoints import CheckpointError
-from mhicl_fast.train.flow_records import FlowRecords
-from mhicl_fast.train.matrix_flow import MatrixFlowError, matrix_flow
+from mhicl_fast.train.matrix.flow import MatrixFlowError, matrix_flow
+from mhicl_fast.train.matrix.records import FlowRecords
 from mhicl_fast.train.parameters import pull_back
 
 ORDERS = ("leading", "first")

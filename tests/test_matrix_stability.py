@@ -15,7 +15,7 @@ from mhicl_fast.spectral import asymptotic_loss, theory
 from mhicl_fast.spectral.asymptotic import exponential_loss
 from mhicl_fast.spectral.stability import stability
 from mhicl_fast.train import Combined
-from mhicl_fast.train.matrix_stability import matrix_stability
+from mhicl_fast.train.matrix.stability import matrix_stability
 
 
 def one_head_per_task(task, heads, state):

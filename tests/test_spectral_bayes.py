@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from spectral_tasks import block_task, demo_task, overlapping_task
 
 from mhicl_fast.spectral import bayes_risk
-from mhicl_fast.spectral.wishart import mean_over_eigenvalues
+from mhicl_fast.spectral.optima.wishart import mean_over_eigenvalues
 from mhicl_fast.tasks import MultiTaskRegression
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from spectral_tasks import block_support, block_task, diagonal_weights, overlapping_task
 
 from mhicl_fast.spectral import asymptotic_loss, diagonal
-from mhicl_fast.spectral.decompose import decompose, departures, recompose
+from mhicl_fast.spectral.basis.decompose import decompose, departures, recompose
 from mhicl_fast.train import GradientFlow
 
 OVERLAPPING = np.array([[1, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0]], bool)

@@ -12,8 +12,8 @@ from scipy.integrate import solve_ivp
 from spectral_tasks import block_support, overlapping_task
 
 from mhicl_fast.spectral import asymptotic_loss
-from mhicl_fast.spectral.decompose import decompose
-from mhicl_fast.spectral.factored import conserved, decompose_factored
+from mhicl_fast.spectral.basis.decompose import decompose
+from mhicl_fast.spectral.basis.factored import conserved, decompose_factored
 from mhicl_fast.spectral.flow import Factors
 from mhicl_fast.train import Factored, initial_parameters
 from mhicl_fast.train.parameters import pull_back

@@ -8,8 +8,8 @@ from decomposable import matching
 from scipy.linalg import expm
 from scipy.optimize import minimize, minimize_scalar
 
-from mhicl_fast.spectral import joint_diagonalisation
-from mhicl_fast.spectral.joint_diagonalisation import NotConvergedError, joint_diagonaliser, off_diagonal_squares
+from mhicl_fast.spectral.basis import joint_diagonalisation
+from mhicl_fast.spectral.basis.joint_diagonalisation import NotConvergedError, joint_diagonaliser, off_diagonal_squares
 
 
 def random_rotation(n, rng):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mhicl_fast.presets import preset
-from mhicl_fast.spectral.decompose import decompose, departures
+from mhicl_fast.spectral.basis.decompose import decompose, departures
 from mhicl_fast.train.parameters import pull_back
 
 

@@ -12,8 +12,8 @@ from spectral_tasks import block_task, demo_task, overlapping_task
 
 from mhicl_fast.spectral import observed_allocation, solve, spectral_gradient, spectral_loss, theory
 from mhicl_fast.spectral.atoms import atoms
-from mhicl_fast.spectral.capture import CaptureProblem, water_filling
-from mhicl_fast.spectral.optima import best_multi_head, best_shared_heads, shared_heads_state, single_head
+from mhicl_fast.spectral.optima.capture import CaptureProblem, water_filling
+from mhicl_fast.spectral.optima.states import best_multi_head, best_shared_heads, shared_heads_state, single_head
 from mhicl_fast.tasks import MultiTaskRegression
 
 UNEQUAL = {"noise_std": 0.5, "signal": [1.0, 2.0, 0.1]}

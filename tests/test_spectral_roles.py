@@ -10,7 +10,7 @@ import torch
 from spectral_tasks import block_task, demo_task, overlapping_task
 
 from mhicl_fast.spectral import head_shares, observed_allocation, solve, spectral_loss, theory
-from mhicl_fast.spectral.optima import one_head_per_task, shared_heads_state
+from mhicl_fast.spectral.optima.states import one_head_per_task, shared_heads_state
 from mhicl_fast.spectral.roles import head_roles
 from mhicl_fast.tasks import MultiTaskRegression
 

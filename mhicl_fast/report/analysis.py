@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import ops
 from ..spectral import ShortContextWarning, Theory, theory
 from ..spectral.attention import AttentionSpread, effective_examples
-from ..spectral.decompose import Decomposition, decompose, departures
+from ..spectral.basis.decompose import Decomposition, decompose, departures
 from ..spectral.lengths import LengthPrediction, length_generalisation
 from ..spectral.roles import HeadRoles, head_roles
 from ..tasks import MultiTaskRegression

@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..plots import examples_figure, values_figure, weights_figure
-from ..spectral.factored import conserved
+from ..spectral.basis.factored import conserved
 from ..train.parameters import Factored
 from ..train.wording import STATES, number, uncertain
 from .content import Block, Paragraph, Picture, Section, Table

@@ -7,17 +7,18 @@ from .allocation import Allocation, predict_allocation
 from .asymptotic import DomainError, asymptotic_loss, exponential_loss
 from .atoms import Partition, atoms, supports_overlap
 from .attention import AttentionSpread, effective_examples, effective_examples_of_weights
-from .bayes import BayesRisk, bayes_risk
+from .basis.decompose import Bases, Decomposition, decompose, departures, recompose
+from .basis.diagonal import SemiSingularValues, diagonal
+from .basis.factored import Conserved, FactoredDecomposition, conserved, decompose_factored
+from .basis.joint_diagonalisation import NotConvergedError
 from .compare import OdeDistance, ode_distance
-from .decompose import Bases, Decomposition, decompose, departures, recompose
-from .diagonal import SemiSingularValues, diagonal
-from .factored import Conserved, FactoredDecomposition, conserved, decompose_factored
 from .flow import Factors
-from .joint_diagonalisation import NotConvergedError
 from .lengths import LengthPrediction, length_generalisation, length_generalisation_of_weights
 from .loss import spectral_gradient, spectral_loss
 from .ode import State, Trajectory, solve
-from .optima import HeadValues, PredictedState, shared_heads_state
+from .optima.bayes import BayesRisk, bayes_risk
+from .optima.states import HeadValues, PredictedState, shared_heads_state
+from .optima.theory import Theory, theory
 from .phases import (
     Escape,
     Phases,
@@ -31,7 +32,6 @@ from .phases import (
 )
 from .roles import HeadRoles, head_roles
 from .stability import Stability, stability
-from .theory import Theory, theory
 
 __all__ = [
     "Allocation",

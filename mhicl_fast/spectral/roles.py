@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ._inputs import Floats, check_heads, check_mu
 from .atoms import resolve_omega
 from .loss import spectral_loss
-from .optima import one_head_per_task, shared_heads_state
+from .optima.states import one_head_per_task, shared_heads_state
 from .phases import LEARNT_SHARE, head_shares, observed_allocation
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from .config import ConfigError, RunConfig
 from .lengths import LengthCurve, measure_lengths
 from .loaded import LoadedRun, load_run
 from .loop import resume, run
-from .matrix_flow import FlowProgress, MatrixFlowError, matrix_flow
-from .matrix_stability import GrowthRates, MatrixStability, matrix_stability
-from .matrix_trajectory import MatrixTrajectory, SpectralPath
+from .matrix.flow import FlowProgress, MatrixFlowError, matrix_flow
+from .matrix.stability import GrowthRates, MatrixStability, matrix_stability
+from .matrix.trajectory import MatrixTrajectory, SpectralPath
 from .objective import Evaluation, LossAndGradients, Objective, evaluate, population_loss
 from .optimisers import Adam, GradientFlow, MomentumSGD
 from .parameters import Combined, Factored

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..spectral._inputs import Floats
-from ..spectral.asymptotic import DomainError, label_and_covariate_blocks, loss_of_blocks
-from ..spectral.asymptotic_gradient import AsymptoticGradient
-from ..tasks import MultiTaskRegression
-from .parameters import Parameters, pull_back
+from ...spectral._inputs import Floats
+from ...spectral.asymptotic import DomainError, label_and_covariate_blocks, loss_of_blocks
+from ...spectral.asymptotic_gradient import AsymptoticGradient
+from ...tasks import MultiTaskRegression
+from ..parameters import Parameters, pull_back
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import chi2, f
 
-from ._inputs import Floats
+from .._inputs import Floats
 from .joint_diagonalisation import joint_diagonaliser, off_diagonal_squares
 
 Groups = tuple[tuple[int, ...], ...]

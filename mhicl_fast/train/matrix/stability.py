@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from ..spectral._inputs import Floats, check_order
-from ..tasks import MultiTaskRegression
-from .parameters import Combined, Parameters
+from ...spectral._inputs import Floats, check_order
+from ...tasks import MultiTaskRegression
+from ..parameters import Combined, Parameters
 from .velocity import Objective, Velocity
 
 _DENSE = 300  # displacements up to which all rates are computed

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._inputs import SHORTEST_FIRST_ORDER_CONTEXT, Floats, require_identity_covariance
+from .._inputs import SHORTEST_FIRST_ORDER_CONTEXT, Floats, require_identity_covariance
 from .capture import CaptureProblem, best_attention, finite_context_noise
 from .first_order import first_order_head
 
 if TYPE_CHECKING:
-    from ..tasks import MultiTaskRegression
+    from ...tasks import MultiTaskRegression
 
 MOST_TASKS = {"disjoint": 8, "overlapping": 4}  # up to which groupings of unequal tasks are enumerated
 

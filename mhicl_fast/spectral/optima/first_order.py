@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
-from ._inputs import Floats
-from .atoms import atoms
+from .._inputs import Floats
+from ..atoms import atoms
+from ..loss import SpectralProblem
 from .capture import best_attention
-from .loss import SpectralProblem
 
 if TYPE_CHECKING:
-    from ..tasks import MultiTaskRegression
+    from ...tasks import MultiTaskRegression
 
 _RAY = 1.5  # how far along the ray, relative to leading order's optimum, a minimum is looked for
 _NEARBY = 0.3  # how far from the ray's minimum each ω may move, relative to the largest

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from ._inputs import Floats, as_float64, check_positive
+from .._inputs import Floats, as_float64, check_positive
+from ..flow import Factors
 from .decompose import TOLERANCE, Bases, check_dim_x, check_tolerance, exchangeable, rounding
 from .diagonal import relative_norm
-from .flow import Factors
 from .joint_diagonalisation import NotConvergedError
 from .shared_basis import shared_basis
 

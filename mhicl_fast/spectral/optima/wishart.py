@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.polynomial import legendre
 
-from ._inputs import Floats
+from .._inputs import Floats
 
 LARGEST = 256  # the order n up to which a mean takes a fraction of a second
 _NODES = 16  # Gauss–Legendre nodes in a panel

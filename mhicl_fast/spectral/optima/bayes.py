@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._inputs import Floats, has_identity_covariance
+from .._inputs import Floats, has_identity_covariance
 from .wishart import LARGEST, mean_over_eigenvalues
 
 if TYPE_CHECKING:
-    from ..tasks import MultiTaskRegression
+    from ...tasks import MultiTaskRegression
 
 MOST_DRAWS, FEWEST_DRAWS = 256, 8
 OPERATIONS = 2e9  # at d³ per draw, for each task: seconds

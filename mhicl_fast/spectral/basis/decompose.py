@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-from ._inputs import Floats, as_float64
-from .atoms import atoms
+from .._inputs import Floats, as_float64
+from ..atoms import atoms
 from .diagonal import check_weights, relative_norm, split_diagonals
 from .shared_basis import Groups, SharedBasis, shared_basis
 

@@ -1,4 +1,4 @@
-"""The best readout of given heads, and the best heads: a small convex problem behind every optimum of `optima`.
+"""The best readout of given heads, and the best heads: a small convex problem behind every optimum of `states`.
 
 At leading order a task's loss has a meaning in the space of functions with kernel exp⟨x, y⟩, where ⟨·,·⟩ runs over the
 covariates: f_i = Σ_h μ_i^h exp⟨ω^h, ·⟩ has ‖f_i‖² = Σ_hg μ_i^h μ_i^g E_hg and gradient Σ_h μ_i^h ω^h at 0, so the loss
@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
-from ._inputs import Floats
-from .atoms import atoms
+from .._inputs import Floats
+from ..atoms import atoms
 
 if TYPE_CHECKING:
-    from ..tasks import MultiTaskRegression
+    from ...tasks import MultiTaskRegression
 
 _STARTS = 6
 _ITERATIONS = {"minimise": 300, "bound": 200}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..spectral._inputs import Floats
+from ...spectral._inputs import Floats
 from .chebyshev import Field
 
 ORDER = 5

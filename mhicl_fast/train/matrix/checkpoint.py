@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..spectral._inputs import Floats
-from ..tasks import MultiTaskRegression
-from .checkpoints import CheckpointError
-from .flow_records import FlowRecords
-from .flow_solver import SolverState
-from .parameters import Factored, Parameters
-from .storage import write_atomically
+from ...spectral._inputs import Floats
+from ...tasks import MultiTaskRegression
+from ..checkpoints import CheckpointError
+from ..parameters import Factored, Parameters
+from ..storage import write_atomically
+from .records import FlowRecords
+from .solver import SolverState
 from .velocity import Objective
 
 _SAME_LOSS = 1e-9  # relative: what threads and instruction sets may change in the loss of one and the same function

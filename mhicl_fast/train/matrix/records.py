@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spectral._inputs import Floats
+from ...spectral._inputs import Floats
 
 
 @dataclass(frozen=True, eq=False)

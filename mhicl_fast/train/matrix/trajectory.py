@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ..spectral import diagonal
-from ..spectral._inputs import Floats, as_float64
-from ..tasks import MultiTaskRegression
-from .flow_records import FlowRecords
-from .parameters import Parameters
+from ...spectral import diagonal
+from ...spectral._inputs import Floats, as_float64
+from ...tasks import MultiTaskRegression
+from ..parameters import Parameters
+from .records import FlowRecords
 from .velocity import Velocity
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..spectral._inputs import check_order, check_positive
-from ..tasks import MultiTaskRegression
-from .flow_checkpoint import FlowFile, StoredFlow, flow_identity
-from .flow_records import FlowRecords
-from .flow_solver import FlowSolver, SolverState, StepError
-from .matrix_trajectory import MatrixTrajectory
-from .parameters import Parameters
+from ...spectral._inputs import check_order, check_positive
+from ...tasks import MultiTaskRegression
+from ..parameters import Parameters
+from .checkpoint import FlowFile, StoredFlow, flow_identity
+from .records import FlowRecords
+from .solver import FlowSolver, SolverState, StepError
+from .trajectory import MatrixTrajectory
 from .velocity import Objective, Velocity
 
 

@@ -1,4 +1,4 @@
-"""What theory says about a task: limits of the flow, optima, and the Bayes risk; the states are derived in `optima`."""
+"""What theory says about a task: limits of the flow, optima, and the Bayes risk; the states are derived in `states`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._inputs import has_identity_covariance
+from .._inputs import has_identity_covariance
 from .bayes import BayesRisk, bayes_risk
-from .optima import (
+from .states import (
     PredictedState,
     best_multi_head,
     best_shared_heads,
@@ -21,7 +21,7 @@ from .optima import (
 )
 
 if TYPE_CHECKING:
-    from ..tasks import MultiTaskRegression
+    from ...tasks import MultiTaskRegression
 
 __all__ = ["PredictedState", "Theory", "theory"]
 

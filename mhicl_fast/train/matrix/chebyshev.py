@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..spectral._inputs import Floats
+from ...spectral._inputs import Floats
 
 Field = Callable[[Floats], Floats]
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._inputs import Floats, as_float64
+from .._inputs import Floats, as_float64
 
 if TYPE_CHECKING:
-    from ..tasks import MultiTaskRegression
+    from ...tasks import MultiTaskRegression
 
 
 class SemiSingularValues(NamedTuple):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spectral._inputs import Floats
+from ...spectral._inputs import Floats
 from . import chebyshev, dormand_prince
 from .chebyshev import Field, chebyshev_error, chebyshev_step, stages_for, stiffness_of
 from .dormand_prince import dormand_prince_step

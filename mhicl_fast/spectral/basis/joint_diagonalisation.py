@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import expm
 
-from ._inputs import Floats
+from .._inputs import Floats
 
 RANDOM_STARTS = 3
 _SWEEPS = 12

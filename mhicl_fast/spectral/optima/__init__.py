@@ -1,0 +1,1 @@
+"""What theory says about a task: states, optima, infima and the Bayes risk."""
