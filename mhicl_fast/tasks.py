@@ -152,6 +152,11 @@ class MultiTaskRegression:
         """(I,) float64: φ_i = 1 + σ² / (λ_i tr(S_i Σ)), one plus the inverse signal-to-noise ratio."""
         return 1 + self._noise_std**2 / (self._signal * self.support_sizes)
 
+    @property
+    def target_noise(self) -> float:
+        """What a noisy target adds to the loss of any predictor: σ² I, and 0 without `noisy_target`."""
+        return self._noise_std**2 * self._n_tasks if self._noisy_target else 0.0
+
     def sample(
         self,
         n_prompts: SupportsIndex,

@@ -85,11 +85,13 @@ class Redraw:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
-            busy = "return document.body.classList.contains('busy')"
-            self.browser.wait(
-                lambda: value(self.browser, "status", "tags")[0] > self.before and not self.browser.run(busy),
-                "the page to be redrawn",
-            )
+            self.browser.wait(lambda: drawn_since(self.browser, self.before), "the page to be redrawn")
+
+
+def drawn_since(browser: Browser, count: int) -> bool:
+    """Whether settings were drawn since `count` of them were, and none waits."""
+    busy = browser.run("return document.body.classList.contains('busy')")
+    return not busy and value(browser, "status", "tags")[0] > count
 
 
 def press(browser: Browser, name: str, key: str, times: int = 1) -> None:
@@ -105,10 +107,29 @@ def choose(browser: Browser, name: str, index: int) -> None:
     browser.run(MODEL + INSIDE + "return inside;", name, ".bk-btn", index).click()
 
 
+DEFAULTS = {
+    "n_tasks": 3, "n_heads": 3, "n_covariates": 10, "context_length": "1000", "noise_std": "0.1", "start": "random",
+    "start_size": "0.01", "seed": 0, "flow": 0, "order": 0,
+}  # fmt: skip
+
+
 @pytest.fixture
-def default(tab: Browser, server: tuple[subprocess.Popen[str], str]) -> Browser:
-    tab.open(server[1])
-    wait_for_page(tab)
+def default(tab: Browser) -> Browser:
+    """The tab with every control where it is at first."""
+    code = """
+    const moved = Object.entries(arguments[0]).filter(([name, to]) => {
+        const model = Bokeh.documents[0].get_model_by_name(name);
+        const field = "active" in model ? "active" : "value";
+        const differs = model[field] != to;
+        model[field] = to;
+        return differs;
+    });
+    return moved.length;
+    """
+    before = value(tab, "status", "tags")[0]
+    if tab.run(code, DEFAULTS):
+        tab.wait(lambda: drawn_since(tab, before), "the default page")
+    tab.complaints()
     return tab
 
 

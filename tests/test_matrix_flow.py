@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -356,7 +357,11 @@ def test_a_checkpoint_of_another_flow_is_refused(tmp_path):
     matrix_flow(function, weights, t_end=0.1, checkpoint=tmp_path / "function.npz")
     with pytest.raises(CheckpointError, match="loss at the start is"):
         matrix_flow(lambda *w: 2 * function(*w), weights, t_end=0.1, checkpoint=tmp_path / "function.npz")
-    for damaged in (before[:-40], b"", before[:200] + b"\0" * 50 + before[250:]):
+    array, other = io.BytesIO(), io.BytesIO()
+    np.save(array, np.zeros(3))
+    np.savez(other, identity=np.array("[1]"))
+    cut, overwritten = before[:-40], before[:200] + b"\0" * 50 + before[250:]
+    for damaged in (cut, b"", overwritten, array.getvalue(), other.getvalue()):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="not a usable checkpoint"):
             matrix_flow(TASK, weights, t_end=0.1, checkpoint=file)

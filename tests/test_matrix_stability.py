@@ -14,7 +14,7 @@ from test_matrix_flow import TASK, combined, factored, generic
 from mhicl_fast.spectral import asymptotic_loss, theory
 from mhicl_fast.spectral.asymptotic import exponential_loss
 from mhicl_fast.spectral.stability import stability
-from mhicl_fast.train import Combined
+from mhicl_fast.train import Combined, population_loss
 from mhicl_fast.train.matrix.stability import matrix_stability
 
 
@@ -74,6 +74,24 @@ def test_inside_rates_are_those_of_the_semi_singular_values(order, heads):
         fastest = expected.rates[0] if name == "unbalanced" else 0
         assert found.outside.rates[0] == pytest.approx(fastest, abs=1e-6) or found.outside.rates[0] < 0
         assert found.every.rates[0] == pytest.approx(max(found.inside.rates[0], found.outside.rates[0]), abs=1e-7)
+
+
+def test_sets_that_the_hessian_mixes_have_no_rates_of_their_own():
+    mu, omega = np.array([[1.3], [-0.4]]), np.array([[0.2, 0.25, 0.3], [0.1, 0.1, 0.1]])
+    task = block_task((3,), 50, noise_std=0.5)
+    weights = Combined(*diagonal_weights(task, mu, omega))
+    apart = matrix_stability(task, weights, order="leading", n_rates=99)
+    both = np.sort(np.concatenate([apart.inside.rates, apart.outside.rates]))[::-1]
+    np.testing.assert_allclose(apart.every.rates, both, atol=1e-10)
+
+    root = np.random.default_rng(0).normal(size=(3, 3))
+    correlated = task.replace(covariance=torch.as_tensor(root @ root.T / 3 + 0.5 * np.eye(3)))
+    prompts = partial(population_loss, task, estimator="conditional", n_prompts=16, seed=0, step=0)
+    for mixing in (
+        matrix_stability(correlated, weights, order="leading"),
+        matrix_stability(prompts, weights, dim_x=3),
+    ):
+        assert (mixing.inside, mixing.outside) == (None, None)
 
 
 def test_directions():

@@ -339,6 +339,8 @@ def changed(loaded: LoadedRun, allocation: list[int], shares: list[list[float]])
         ([0, 1, 0], [[0.9, 0, 0.9], [0, 0.9, 0], [0, 0, 0]], "Some heads serve several tasks"),
         ([2, 2, 2], [[0, 0, 0], [0, 0, 0], [0.9, 0.9, 0.9]], "One head serves all tasks"),
         ([0, -1, 2], [[0.9, 0, 0], [0, 0, 0], [0, 0, 0.9]], "2 of 3 tasks are taken by one head each"),
+        ([0, -1, 0], [[0.9, 0, 0.9], [0, 0, 0], [0, 0, 0]], "2 of 3 tasks are taken, all by one head"),
+        ([-1, 1, -1], [[0, 0, 0], [0, 0.9, 0], [0, 0, 0]], "1 of 3 tasks is taken by one head"),
         (
             [0, 1, 2],
             [[0.5, 0.3, 0.1], [0.3, 0.5, 0.3], [0.1, 0.1, 0.5]],

@@ -23,8 +23,10 @@ from mhicl_fast.cli import main
 from mhicl_fast.presets import preset
 from mhicl_fast.report import Analysis, analyse, write_report
 from mhicl_fast.report.analysis import analyse_run
-from mhicl_fast.report.findings import difference
-from mhicl_fast.report.provenance import command
+from mhicl_fast.report.content import Table
+from mhicl_fast.report.differences import differences
+from mhicl_fast.report.findings import Findings, difference
+from mhicl_fast.report.provenance import command, reproduction
 from mhicl_fast.tasks import MultiTaskRegression
 from mhicl_fast.train import RunConfig, evaluate, initial_parameters, load_run, run
 from mhicl_fast.train.folder import FolderError
@@ -160,8 +162,9 @@ def test_what_happened(pages: dict[str, Page]) -> None:
     assert "Plateau and escape" in pages["combined"].text
     assert "the run has left this state" in pages["combined"].text
     assert "No head has taken any of the tasks" in pages["short"].text
-    assert "Not told here" in pages["coloured"].text
-    assert "No prediction" in pages["coloured"].text
+    assert "Not told here: known for covariates whose covariance is the identity only" in pages["coloured"].text
+    assert "predictions are from" in pages["coloured"].text.lower()
+    assert "asymptotic_loss" not in pages["coloured"].text
 
 
 def test_what_the_flow_conserves(folders: dict[str, Path], pages: dict[str, Page]) -> None:
@@ -254,6 +257,112 @@ def test_the_page_prints_on_a4(folders: dict[str, Path], tmp_path: Path, name: s
     assert boxes.pop() == pytest.approx((0, 0, 595, 842), abs=1)
 
 
+@pytest.fixture(scope="session")
+def found(folders: dict[str, Path]) -> dict[str, Findings]:
+    runs = {name: load_run(folders[name]) for name in ("demo", "shared", "one", "coloured", "random", "combined")}
+    return {name: Findings(loaded, summary_of(folders[name]), analyse_run(loaded)) for name, loaded in runs.items()}
+
+
+def rows(found: Findings) -> dict[str, tuple[str, ...]]:
+    """The table of differences: (run, theory, difference, reason) of each comparison."""
+    section = differences(found)
+    return {row[0]: tuple(row[1:]) for block in section.blocks if isinstance(block, Table) for row in block.rows}
+
+
+def changed(found: Findings, *, negate: tuple[str, ...] = (), analysis: Any = None, **summary: Any) -> Findings:
+    metrics = {name: -values if name in negate else values for name, values in found.run.metrics.items()}
+    run = dataclasses.replace(found.run, metrics=metrics)
+    return Findings(run, {**found.summary, **summary}, analysis or found.analysis)
+
+
+def test_values_are_compared_up_to_their_joint_sign(found: dict[str, Findings]) -> None:
+    pages = [rows(found["demo"]), rows(changed(found["demo"], negate=("mu", "omega")))]
+    compared = [what for what in pages[0] if "of each task's head" in what]
+    assert len(compared) == 2
+    for what in compared:
+        assert pages[0][what] == pages[1][what]
+        assert float(pages[0][what][2].split(" %")[0]) < 20
+        assert pages[0][what][3].startswith("near the state")
+        far = rows(changed(found["demo"], eval_loss=6 * found["demo"].summary["eval_loss"]))
+        assert far[what][3].startswith("the run is not at this state: its loss is 5.")
+    flipped = rows(changed(found["demo"], negate=("omega",)))  # an anti-aligned head is no such state
+    assert float(flipped[compared[1]][2].split(" %")[0]) > 180
+
+
+def test_reasons_for_departures(found: dict[str, Findings]) -> None:
+    def reason(name: str, residual: float, cause: str) -> tuple[str, str]:
+        analysis = found[name].analysis
+        departures = {key: residual if key == cause else residual / 10 for key in analysis.departures}
+        decomposition = analysis.decomposition._replace(residual=residual)
+        analysis = dataclasses.replace(analysis, departures=departures, decomposition=decomposition)
+        return rows(changed(found[name], analysis=analysis))["Distance from decomposable weights"][2:]
+
+    what, why = reason("random", 0.5, "kq_labels")
+    assert what == "mostly KQ reading labels"
+    assert why.startswith("too large for noise: the start was random")
+    assert why.endswith("logits that read labels")
+    assert "opposite antisymmetric parts" in reason("random", 0.5, "kq_antisymmetric")[1]
+    what, why = reason("one", 0.01, "ov_covariates")
+    assert (what, why) == ("mostly OV reading covariates", "sampling noise of the gradients")
+    assert "noise" not in reason("demo", 1e-6, "ov_covariates")[1]
+    assert reason("coloured", 0.01, "kq_off_diagonal")[1].startswith("correlated covariates")
+
+
+def test_reasons_for_the_final_loss(found: dict[str, Findings]) -> None:
+    shared = found["shared"]
+    assert shared.sharing is not None
+    every = dataclasses.replace(shared.analysis.roles, winner=[1, 1, 1], shared={1: [0, 1, 2]})  # type: ignore[type-var]
+    analysis = dataclasses.replace(shared.analysis, roles=every)
+    alike = changed(shared, analysis=analysis, allocation=[1, 1, 1], eval_loss=shared.summary["eval_loss"] * 1.6)
+    table, state = rows(alike), spectral.shared_heads_state(shared.task, [[0, 1, 2]])
+    reason = table["Final loss, against best shared heads"][3]
+    assert (
+        f"heads are shared in another way, for which theory has {number(state.loss)}: head 1 takes tasks 0, 1, 2"
+        in reason
+    )
+    assert table["Final loss, against heads shared as in this run"][1] == number(state.loss)
+    assert "Final loss, against heads shared as in this run" not in rows(shared)
+    never = {**shared.summary["phases"], "task_emergence_end": [None] * 3}
+    for what, row in rows(changed(shared, phases=never, eval_loss=9.0)).items():
+        if what.startswith("Final loss"):
+            assert (row[3] == "not all tasks are learnt") == ("at the same time" not in what)
+
+
+def test_reasons_for_winners_and_times(found: dict[str, Findings]) -> None:
+    demo = found["demo"]
+    early = rows(changed(demo, allocation=[-1] * 3, flow_time=1e-3))["Winner of each task"]
+    assert early[2:] == ("0 of 3 as predicted", "not learnt by the end, at flow time 0.001000, before a predicted time")
+    other = [(head + 1) % 3 for head in demo.summary["predicted_allocation"]]
+    reason = rows(changed(demo, allocation=other))["Winner of each task"][3]
+    assert reason == "finite L, and what a head learnt before decide between heads that start alike"  # exact gradients
+    for factor, words in ((0.5, "delay the run"), (2.0, "hastens the run")):
+        times = (factor * demo.half_learnt).tolist()
+        what = "Flow time at which half of a task is learnt"
+        assert rows(changed(demo, predicted_times=times))[what][3].endswith(words)
+    assert "delay" not in rows(changed(demo, predicted_times=demo.half_learnt.tolist()))[what][3]
+
+
+def test_the_page_and_the_summary_have_one_source(found: dict[str, Findings]) -> None:
+    for name in ("demo", "shared", "random"):
+        analysis, summary = found[name].analysis, found[name].summary
+        assert analysis.roles is not None
+        assert analysis.attention is not None
+        assert summary["head_roles"] == json.loads(json.dumps(analysis.roles.to_dict()))
+        assert summary["predicted_effective_examples"] == analysis.attention.examples.tolist()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"machine": "x"}', '{"machine": {"threads": 2}}'])
+def test_a_damaged_record_of_the_machine_is_named(folders: dict[str, Path], tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(folders["one"], folder)
+    (folder / "timing.json").write_text(content)
+    with pytest.raises(FolderError, match=r"timing\.json is damaged"):
+        reproduction(Findings(load_run(folder), {}, None))  # type: ignore[arg-type]
+    (folder / "timing.json").unlink()
+    tables = [block for block in reproduction(Findings(load_run(folder), {}, None)).blocks if isinstance(block, Table)]  # type: ignore[arg-type]
+    assert tables[1].rows == [("machine", "not recorded")]
+
+
 TASK = MultiTaskRegression(8, 2, 100, support=np.eye(2).repeat(4, 1), noise_std=0.2, noisy_target=True)
 
 
@@ -303,13 +412,28 @@ def test_analysis_says_what_does_not_apply() -> None:
     task = TASK.replace(covariance=0.5 * np.eye(8) + 0.5)
     kq, ov = planted([[2.0, 0.1]], [[0.3, 0.9]])
     found = analyse(task, kq, ov, n_prompts=64, length_prompts=16)
-    assert found.roles is found.attention is None
-    assert found.predicted_lengths == {}
-    assert {"roles", "attention"} <= set(found.notes)
+    assert found.roles is None
+    assert found.predicted_lengths == {}  # 2 ‖W‖² > 1
+    assert set(found.notes) == {"roles", "predicted_lengths, leading order", "predicted_lengths, first order"}
+    assert found.notes["roles"] == "known for covariates whose covariance is the identity only"
     assert "left out: roles" in str(found)
     plain = analyse(TASK, kq, ov, n_prompts=64, length_prompts=16)  # 2 ω² > 1: the first order does not exist
     assert set(plain.predicted_lengths) == {"leading"}
     assert "first-order loss does not exist" in plain.notes["predicted_lengths, first order"]
+
+
+def test_predictions_for_correlated_covariates() -> None:
+    task = TASK.replace(covariance=0.3 * np.eye(8) + 0.1, context_length=400)
+    kq, ov = planted([[1.5, 0.1], [0.0, 1.5]], [[0.4, 0.0], [0.0, 0.4]])
+    expected = spectral.asymptotic_loss(task, kq, ov, order="leading")
+    kq[:, 8:, :8], ov[:, :, :8] = 1e-3, 1e-3  # left out
+    found = analyse(task, kq, ov, n_prompts=64, lengths=[400], length_prompts=4096)
+    assert found.predicted_lengths["leading"].loss[0] == pytest.approx(float(expected))
+    np.testing.assert_allclose(found.lengths.loss, found.predicted_lengths["first"].loss, rtol=0.05)
+    assert found.attention is not None
+    np.testing.assert_allclose(found.attention.examples, found.examples.mean, rtol=0.05)
+    assert set(found.remarks) == {"attention", "predicted_lengths"}
+    assert "covariate block" in found.length_source
 
 
 @pytest.mark.parametrize("heads", [1, 3])

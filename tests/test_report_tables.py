@@ -17,7 +17,17 @@ from mhicl_fast.train import run
 from mhicl_fast.train.odes import solve_ode
 from mhicl_fast.train.summary import plateau_and_escape, prediction
 from mhicl_fast.train.table import align, ode_table, results_table, theory_table
-from mhicl_fast.train.wording import STATES, count, number, ratio_label, several, uncertain, whole
+from mhicl_fast.train.wording import (
+    STATES,
+    count,
+    number,
+    ratio_label,
+    several,
+    shared_heads,
+    state_label,
+    uncertain,
+    whole,
+)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,30 @@ def test_ratios_are_named() -> None:
     assert ratio_label("best_multi_head_over_bayes") == "best multi-head / Bayes risk"
 
 
+def test_shared_heads_of_an_allocation() -> None:
+    assert shared_heads([2, -1, 0, 2, -1, 0, 1]) == {0: [2, 5], 2: [0, 3]}
+    assert shared_heads([-1, -1, 0]) == {}
+
+
+def test_the_infimum_is_named_as_what_is_known_of_it() -> None:
+    assert state_label("best_multi_head", {"source": "closed form"}) == "best multi-head (infimum)"
+    assert state_label("single_head", {"source": "numerical"}) == "single head"
+    overlapping = preset("demo").with_settings(["dim_x=6", "n_tasks=2", "n_heads=2", "support=0:4,2:6"])
+    table = theory_table(overlapping.task(), 2)
+    assert re.search(r"^best multi-head found \(upper bound on the infimum\) .* numerical$", table, re.MULTILINE)
+    assert "best multi-head (infimum)" not in table.split("notes")[0]
+
+
+def test_a_plateau_is_not_told_from_the_loss_of_adam_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mhicl_fast.plots.save_figures", lambda run: [])
+    seen = {"plateau": None, "escape": None, "asked": True}
+    monkeypatch.setattr("mhicl_fast.train.summary.plateau_and_escape", lambda *_: seen)
+    config = preset("superposition").with_settings(["steps=2", "eval_prompts=8", "n_prompts=8"])
+    assert "asked" not in (run(config, tmp_path / "adam").summary or {})
+    follows = preset("demo").with_settings(["dim_x=6", "steps=2", "eval_prompts=8", "n_prompts=8"])
+    assert "asked" in (run(follows, tmp_path / "flow").summary or {})
+
+
 def test_theory_table_refuses_what_theory_refuses() -> None:
     with pytest.raises(ValueError, match="n_heads must be a positive integer"):
         theory_table(preset("demo").task(), 0)
@@ -139,8 +173,9 @@ def test_summary_tells_the_roles_of_heads_and_their_attention(tmp_path: Path) ->
     task, (mu, omega) = config.task(), (finished.metrics[name][-1] for name in ("mu", "omega"))
     roles = head_roles(task, mu, omega)
     assert summary["head_roles"]["winner"] == summary["allocation"] == roles.winner
-    assert summary["head_roles"]["shared"] == summary["shared_heads"]
-    assert len(summary["shared_heads"]) == 1
+    shared = shared_heads(summary["allocation"])
+    assert summary["head_roles"]["shared"] == {str(head): tasks for head, tasks in shared.items()}
+    assert len(shared) == 1
     assert summary["head_roles"]["superposed"] == {str(head): tasks for head, tasks in roles.superposed.items()}
     assert summary["head_roles"]["pairs"] == [list(pair) for pair in roles.pairs]
     assert summary["head_roles"]["cost"] == pytest.approx(roles.cost)

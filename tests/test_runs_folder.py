@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -21,7 +22,9 @@ from mhicl_fast.train import RunConfig, evaluate, load_run, resume, run
 from mhicl_fast.train.checkpoints import Checkpoint, CheckpointError
 from mhicl_fast.train.folder import FolderError, RunFolder
 from mhicl_fast.train.loop import Progress, TrainingError
+from mhicl_fast.train.odes import read_trajectories
 from mhicl_fast.train.storage import StorageError, write_atomically
+from mhicl_fast.train.summary import SUMMARY_KEYS
 
 CONFIG = RunConfig(
     dim_x=6, n_tasks=2, context_length=400, support="blocks", noise_std=0.1, noisy_target=True, n_heads=2, scale=1.0,
@@ -73,8 +76,7 @@ def test_a_finished_run_holds_its_results(finished: Path) -> None:
     assert summary["phases"]["warmup_end"]["steps"] < summary["phases"]["emergence_end"]["steps"]
     assert sorted(summary["allocation"]) == [0, 1]
     assert summary["allocation"] == summary["predicted_allocation"]
-    assert summary["shared_heads"] == {}
-    assert {"plateau", "escape", "eval_loss_se"} <= set(summary)
+    assert set(summary) == set(SUMMARY_KEYS)
 
 
 def test_the_last_checkpoint_has_the_weights_of_the_last_row(finished: Path) -> None:
@@ -105,6 +107,37 @@ def test_trajectories_are_those_of_the_ode(finished: Path) -> None:
         assert loaded.summary["ode"][order]["loss_gap"] == pytest.approx(distance.loss_gap, rel=1e-3)
         assert loaded.summary["ode"][order]["final_loss"] == pytest.approx(exact.loss[-1], rel=1e-6)
     assert loaded.summary["ode_distance"]["order"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is damaged, it is not JSON"),
+        ('{"steps": 120, "eval_lo', "is damaged, it is not JSON"),
+        ("\xff", "is damaged, it is not JSON"),
+        ("{}", "it has no steps, prompts_seen, flow_time, …"),
+        ("[]", "must hold a JSON object, got list"),
+        ("null", "must hold a JSON object, got NoneType"),
+    ],
+)
+def test_a_damaged_summary_is_named(finished: Path, tmp_path: Path, content: str, message: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text(content, encoding="latin-1")
+    with pytest.raises(FolderError, match=rf"summary\.json is damaged.*{message}|{message}"):
+        load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1, -30, -400])
+def test_damaged_trajectories_are_named(finished: Path, tmp_path: Path, kept: int) -> None:
+    data = (finished / "trajectories.npz").read_bytes()
+    (tmp_path / "trajectories.npz").write_bytes(data[:kept])
+    with pytest.raises(FolderError, match=r"trajectories\.npz is damaged"):
+        read_trajectories(tmp_path / "trajectories.npz")
+    changed = bytearray(data)
+    changed[300] ^= 1  # within the first array: the archive's checksum tells
+    (tmp_path / "trajectories.npz").write_bytes(changed)
+    with pytest.raises(FolderError, match=r"trajectories\.npz is damaged"):
+        read_trajectories(tmp_path / "trajectories.npz")
 
 
 def test_a_run_that_follows_no_ode_says_so(tmp_path: Path) -> None:

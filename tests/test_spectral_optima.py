@@ -12,6 +12,7 @@ from spectral_tasks import block_task, demo_task, overlapping_task
 
 from mhicl_fast.spectral import observed_allocation, solve, spectral_gradient, spectral_loss, theory
 from mhicl_fast.spectral.atoms import atoms
+from mhicl_fast.spectral.optima import meeting_heads
 from mhicl_fast.spectral.optima.capture import CaptureProblem, water_filling
 from mhicl_fast.spectral.optima.states import best_multi_head, best_shared_heads, shared_heads_state, single_head
 from mhicl_fast.tasks import MultiTaskRegression
@@ -136,7 +137,7 @@ def test_closed_form_and_numerical_search_agree(heads, signal):
         (random_task(1), 2),
     ],
 )
-def test_best_multi_head_is_the_infimum(task, heads):
+def test_best_multi_head_is_not_beaten_by_minimisation(task, heads):
     state = best_multi_head(task, heads)
     assert (state.omega, state.mu, state.values) == (None, None, None)
     found = min(atom_minimum(task, heads, seed) for seed in range(2))
@@ -148,9 +149,82 @@ def test_best_multi_head_is_the_infimum(task, heads):
         assert 0.9 * state.loss < state.lower_bound <= state.loss
 
 
+def wide_overlaps(**options):
+    """Supports 0–3, 1–4 and 2–5."""
+    support = np.array([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
+    return MultiTaskRegression(6, 3, 400, support=support, **({"signal": [1.0, 2.0, 4.0]} | options))
+
+
+def sparse_overlaps():
+    """Three tasks that two heads near ω = 0 serve far from as well as two that meet elsewhere."""
+    support = np.array([[0, 0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 0, 1]])
+    return MultiTaskRegression(7, 3, 1442, support=support, signal=[0.99, 4.23, 0.284])
+
+
+def least_around(task, m, direction, apart=0.03):
+    """The loss of two heads m ± apart · direction with the best readout, after minimisation over both from there."""
+    d = task.dim_x
+
+    def loss(flat):
+        aside = apart * flat[d:] / np.linalg.norm(flat[d:])
+        omega = np.stack([flat[:d] + aside, flat[:d] - aside])
+        return float(spectral_loss(task, best_readout(task, omega), omega))
+
+    return float(minimize(loss, np.concatenate([m, direction]), method="BFGS", options={"maxiter": 40}).fun)
+
+
+def test_no_finite_heads_around_a_common_point_beat_the_best_multi_head():
+    """Two heads m ± εδ with δ ⊥ m lose O(|m|⁴) of what they capture, and can beat every projection that way."""
+    task = sparse_overlaps()
+    m = np.array([0.0868, 0, 0.0329, 0, -0.2295, 0.0378, 0.0868])
+    direction = np.array([0.493, 0, 0.907, 0, 0.652, 0.906, 0.493])
+    constructed = least_around(task, m, direction)
+    state = best_multi_head(task, 2)
+    limit = CaptureProblem.of(task).minimise(1, 1.0)
+    assert constructed < 0.86 * limit.task_loss.sum()
+    assert state.lower_bound <= state.loss <= constructed + 1e-9
+    assert constructed == pytest.approx(state.loss, rel=1e-3)
+    task, rng = wide_overlaps(), np.random.default_rng(0)
+    state = best_multi_head(task, 2)
+    start = CaptureProblem.of(task).minimise(1, 1.0)
+    direction = atoms(task).expand(start.directions[:, 0] / np.sqrt(atoms(task).count))
+    constructed = min(least_around(task, 0.1 * rng.normal(size=6), direction) for _ in range(3))
+    assert constructed < start.task_loss.sum()
+    assert state.lower_bound <= state.loss <= constructed + 1e-9
+
+
 @pytest.mark.parametrize("heads", [2, 3])
-def test_the_infimum_is_approached_from_its_directions(heads):
-    """ω^h = ε a^h with the a^h in the span found and Σ_h μ_i^h = 0: the loss falls towards the infimum as ε → 0."""
+def test_losses_of_heads_that_meet_are_approached_and_their_gradient_is_right(heads):
+    task, rng = wide_overlaps(noise_std=0.4), np.random.default_rng(heads)
+    partition, problem = atoms(task), CaptureProblem.of(task)
+    point = 0.4 * rng.normal(size=(heads, len(partition.count)))
+    task_loss, gradient = meeting_heads._losses(problem, point)
+    for size, tolerance in ((1e-1, 0.1), (1e-3, 1e-3)):
+        scaled = point[0] + size * np.concatenate([point[:1] * 0, point[1:]])
+        omega = partition.expand(scaled / np.sqrt(partition.count))
+        assert task_loss.sum() == pytest.approx(
+            float(spectral_loss(task, best_readout(task, omega), omega)), rel=tolerance
+        )
+    for _ in range(4):
+        step = 1e-6 * rng.normal(size=point.shape)
+        change = np.subtract(*(meeting_heads._losses(problem, point + sign * step)[0].sum() for sign in (1, -1)))
+        assert change / 2 == pytest.approx(np.sum(gradient * step), rel=1e-5)
+
+
+def test_random_starts_with_overlapping_supports_may_end_with_shared_heads():
+    """One head per task is stable, not the only end: here all tasks start with the same best head, and share it."""
+    task = wide_overlaps(signal=1.0)
+    mu, omega = np.full((3, 3), 1e-3), np.full((3, 6), 1e-4)
+    mu[0], omega[0] = 0.02, 0.01
+    end = solve(task, mu, omega, t_end=1e4)
+    assert observed_allocation(task, end.mu[-1], end.omega[-1]).tolist() == [0, 0, 0]
+    assert end.loss[-1] > 1.05 * theory(task, 3).one_head_per_task.loss
+    assert end.loss[-1] == pytest.approx(single_head(task).loss, rel=0.02)
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+def test_the_limit_is_approached_from_its_directions(heads):
+    """ω^h = ε a^h with the a^h in the span found and Σ_h μ_i^h = 0: the loss falls towards the limit as ε → 0."""
     task = random_task(2, noisy_target=True)
     partition = atoms(task)
     read = partition.reads.any(0)
@@ -167,7 +241,7 @@ def test_the_infimum_is_approached_from_its_directions(heads):
     bound = optimum.task_loss.sum()
     assert bound < excess[2] < excess[1] < excess[0]
     assert excess[2] == pytest.approx(bound, rel=1e-4)
-    assert best_multi_head(task, heads).loss == pytest.approx(bound + 4 * 0.16)
+    assert best_multi_head(task, heads).loss <= (bound + 4 * 0.16) * (1 + 1e-12)
 
 
 def test_identical_supports_need_two_heads():

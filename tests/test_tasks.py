@@ -273,6 +273,8 @@ def test_attributes() -> None:
     sizes = [sigma[0, 0] + sigma[1, 1], sigma[1, 1] + sigma[2, 2] + sigma[3, 3]]
     np.testing.assert_allclose(task.support_sizes, sizes)
     np.testing.assert_allclose(task.noise_factor, 1 + 0.25 / (2 * np.array(sizes)))
+    assert task.target_noise == 0.25 * 2
+    assert task.replace(noisy_target=False).target_noise == 0
 
 
 def test_defaults() -> None:

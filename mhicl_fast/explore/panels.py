@@ -29,12 +29,12 @@ class Panels:
         self._bands: list[ColumnDataSource] = []
         self._limits = {row: ColumnDataSource({"y": []}) for row in _ROWS}
         self._y_ranges = {row: Range1d(0, 1) for row in _ROWS}
-        self._figures: dict[tuple[str, int], Any] = {}
+        self.figures: dict[tuple[str, int], Any] = {}
         for task in range(MOST_TASKS):
             self._marks.append(ColumnDataSource({"t": [], "y": [], "fill": [], "edge": [], "marker": [], "size": []}))
             self._bands.append(ColumnDataSource({"start": [], "end": []}))
             for row in _ROWS:
-                self._figures[row, task] = self._build(row, task, time, crosshair)
+                self.figures[row, task] = self._build(row, task, time, crosshair)
         self.layout = Column(*map(self._lay_out, _ROWS), sizing_mode="stretch_both", spacing=4, name="panels")
         self.layout.styles = {"flex": f"3 1 {_TITLE + _TIME_AXIS}px"}
 
@@ -59,7 +59,7 @@ class Panels:
         return f
 
     def _lay_out(self, row: str) -> Row:
-        figures = [self._figures[row, task] for task in range(MOST_TASKS)]
+        figures = [self.figures[row, task] for task in range(MOST_TASKS)]
         extra = {"share": _TITLE, "mu": 0, "omega": _TIME_AXIS}[row]
         # Frames share what title and axis leave of the height, too.
         styles = {"flex": f"1 1 {extra}px", "min-height": f"{_FRAME + extra}px"}
@@ -101,7 +101,7 @@ class Panels:
                     "width": [2.2 if not total else 4.0] * n_heads + [1.0] * total,
                     "name": names + ["all heads"] * total,
                 }
-        for (_, task), figure in self._figures.items():
+        for (_, task), figure in self.figures.items():
             figure.visible = task < n_tasks
         for task in range(n_tasks):
             self._mark(solution, task, colours)

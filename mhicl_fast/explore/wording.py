@@ -50,7 +50,8 @@ def _who(solution: Solution) -> str:
     roles = solution.roles
     several = [i for i, heads in enumerate(roles.serving) if len(heads) > 1]
     if several:
-        pairs = "".join(f", heads {h} and {g} as a ± pair" for h, g in roles.pairs)
+        pairs = ", ".join(f"{h} and {g}" for h, g in roles.pairs)
+        pairs = f", in ± pairs: {pairs}" if pairs else ""
         everyone = len(several) == len(roles.serving) > 1
         subject = "Every task" if everyone else _list("task", several).capitalize()
         return f"{subject} {'end' if len(several) > 1 and not everyone else 'ends'} with several heads{pairs}."
@@ -87,7 +88,7 @@ def _reference_name(solution: Solution) -> str:
 def cautions(solution: Solution) -> list[str]:
     """What a reader must know before believing the picture."""
     scenario, trajectory, found = solution.scenario, solution.trajectory, []
-    found += [f"{note}." for note in solution.notes]
+    found += [f"{note.rstrip('.')}." for note in solution.notes]
     if scenario.n_heads < scenario.n_tasks:
         heads, tasks = count(scenario.n_heads, "head"), count(scenario.n_tasks, "task")
         found.append(f"There are fewer heads than tasks ({heads}, {tasks}): heads must be shared, at a cost.")

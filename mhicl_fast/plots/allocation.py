@@ -64,7 +64,7 @@ def headline(run: LoadedRun) -> str:
     if not taken:
         return "No head has taken " + ("the task" if n_tasks == 1 else "any of the tasks")
     if len(taken) < n_tasks:
-        return f"{len(taken)} of {n_tasks} tasks are taken by one head each"
+        return _partly_taken(taken, n_tasks)
     if n_tasks == 1 == run.config.n_heads:
         return "The head learns the task"
     if not _dominated(run, heads):
@@ -74,6 +74,26 @@ def headline(run: LoadedRun) -> str:
     if len(set(taken)) == n_tasks:
         return "Each task is taken by a head of its own"
     return "One head serves all tasks" if len(set(taken)) == 1 else "Some heads serve several tasks"
+
+
+def _partly_taken(taken: Sequence[int], n_tasks: int) -> str:
+    """For tasks of which some, by the heads `taken`, were taken and others not."""
+    if len(taken) == 1:
+        return f"1 of {n_tasks} tasks is taken by one head"
+    if len(set(taken)) == len(taken):
+        return f"{len(taken)} of {n_tasks} tasks are taken by one head each"
+    if len(set(taken)) == 1:
+        return f"{len(taken)} of {n_tasks} tasks are taken, all by one head"
+    return f"{len(taken)} of {n_tasks} tasks are taken, some of them by the same head"
+
+
+def half_learnt_times(run: LoadedRun) -> tuple[np.ndarray, np.ndarray | None]:
+    """When half of each task was learnt, (I,) in flow time, inf for never: in the run, and in its ODE if it has one."""
+    ode = compared_ode(run)
+    observed = spectral.half_learnt(run.metrics["flow_time"], run.metrics["share"])
+    if ode is None:
+        return observed, None
+    return observed, spectral.half_learnt(ode[1].t, (ode[1].mu * ode[1].omega).sum(1))
 
 
 def _dominated(run: LoadedRun, heads: Sequence[int]) -> bool:
@@ -108,12 +128,12 @@ def _mark_winners(axes: Axes, observed: Sequence[int], predicted: Sequence[int] 
 
 def _write_times(axes: Axes, run: LoadedRun) -> None:
     """Rows of flow times under the columns."""
-    summary, ode = results(run), compared_ode(run)
+    summary, (observed, solved) = results(run), half_learnt_times(run)
     predicted = summary["predicted_times"] or [None] * run.config.n_tasks
     rows: list[tuple[str, Sequence[Any]]] = [("predicted", predicted)]
-    if ode is not None:
-        rows.append(("ODE", spectral.half_learnt(ode[1].t, (ode[1].mu * ode[1].omega).sum(1)).tolist()))
-    rows.append(("run", spectral.half_learnt(run.metrics["flow_time"], run.metrics["share"]).tolist()))
+    if solved is not None:
+        rows.append(("ODE", solved.tolist()))
+    rows.append(("run", observed.tolist()))
 
     def write(text: str, x: float, coordinates: Any, row: float, **options: Any) -> None:
         axes.annotate(

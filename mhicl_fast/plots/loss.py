@@ -111,10 +111,15 @@ def _theory_lines(theory: Mapping[str, Any], n_tasks: int) -> list[_Line]:
         "bayes": ("Bayes risk", FAINT),
     }
     return [
-        _Line(f"{label}  {theory[name]['loss']:.3g}", theory[name]["loss"], colour)
+        _Line(f"{_bounded(name, label, theory[name])}  {theory[name]['loss']:.3g}", theory[name]["loss"], colour)
         for name, (label, colour) in states.items()
         if theory.get(name) is not None and not (n_tasks == 1 and name == "single_head")
     ]
+
+
+def _bounded(name: str, label: str, state: Mapping[str, Any]) -> str:
+    """The label of a state, which says where the infimum is bounded only."""
+    return "best multi-head found" if name == "best_multi_head" and state["source"] == "numerical" else label
 
 
 def _set_loss_axis(axes: Axes, run: LoadedRun, lines: Sequence[_Line]) -> None:

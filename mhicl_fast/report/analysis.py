@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .. import ops
 from ..spectral import ShortContextWarning, Theory, theory
-from ..spectral.attention import AttentionSpread, effective_examples
+from ..spectral._inputs import has_identity_covariance
+from ..spectral.attention import AttentionSpread, effective_examples, effective_examples_of_weights
 from ..spectral.basis.decompose import Decomposition, decompose, departures
-from ..spectral.lengths import LengthPrediction, length_generalisation
+from ..spectral.lengths import LengthPrediction, length_generalisation, length_generalisation_of_weights
 from ..spectral.roles import HeadRoles, head_roles
 from ..tasks import MultiTaskRegression
 from ..train.lengths import LengthCurve, measure_lengths
@@ -24,6 +25,7 @@ from ..train.loaded import LoadedRun
 from ..train.objective import Evaluation, evaluate
 from .lines import analysis_lines
 
+_BLOCKS = "the covariate block of KQ and the label block of OV"
 T = TypeVar("T")
 
 LENGTH_FACTORS = (0.25, 0.5, 1, 2, 4)  # of the task's own context length, where `analyse` is not told lengths
@@ -48,6 +50,9 @@ class Analysis:
     what the heads do. examples: how many context examples each head attends to, measured; attention: predicted.
     lengths: loss at other context lengths, measured; predicted_lengths: by order in 1/L, from the semi-singular values.
     theory: limits, optima and Bayes risk. What does not apply is None or left out, and `notes` says why, by field.
+
+    Predictions are from the semi-singular values; for covariances other than the identity, where these are not enough,
+    they are from the covariate blocks of KQ and the label blocks of OV, as `remarks` says, by field.
     """
 
     task: MultiTaskRegression
@@ -64,6 +69,12 @@ class Analysis:
     predicted_lengths: dict[str, LengthPrediction]
     theory: Theory
     notes: dict[str, str]
+    remarks: dict[str, str]
+
+    @property
+    def length_source(self) -> str:
+        """What `predicted_lengths` are computed from."""
+        return self.remarks.get("predicted_lengths", "the measured semi-singular values")
 
     def __str__(self) -> str:
         return analysis_lines(self)
@@ -105,11 +116,19 @@ def analyse(
     if lengths is None:
         lengths = sorted({max(1, round(factor * task.context_length)) for factor in LENGTH_FACTORS})
     curve = measure_lengths(task, kq, ov, lengths, n_prompts=length_prompts, seed=seed)
+    if has_identity_covariance(task):
+        predict_lengths = partial(length_generalisation, task, values.mu, values.omega, lengths)
+        predict_attention = partial(effective_examples, task, values.omega)
+        remarks = {}
+    else:
+        predict_lengths = partial(length_generalisation_of_weights, task, *_known_blocks(task, kq, ov), lengths)
+        predict_attention = partial(effective_examples_of_weights, task, _known_blocks(task, kq, ov)[0])
+        remarks = {
+            "attention": f"predictions are from {_BLOCKS}, with v = ‖Aᵀ W A‖² for covariates of covariance A Aᵀ",
+            "predicted_lengths": _BLOCKS,
+        }
     predicted = {
-        order: attempt(
-            f"predicted_lengths, {order} order",
-            partial(length_generalisation, task, values.mu, values.omega, lengths, order=order),
-        )
+        order: attempt(f"predicted_lengths, {order} order", partial(predict_lengths, order=order))
         for order in ("leading", "first")
     }
     return Analysis(
@@ -119,15 +138,31 @@ def analyse(
         n_prompts=n_prompts,
         decomposition=values,
         departures=departures(kq, ov, values),
-        roles=attempt("roles", lambda: head_roles(task, values.mu, values.omega)),
+        roles=attempt("roles", partial(_roles, task, values)),
         examples=measure_examples(task, kq, seed=seed),
-        attention=attempt("attention", lambda: effective_examples(task, values.omega)),
+        attention=attempt("attention", predict_attention),
         lengths=curve,
         length_prompts=length_prompts,
         predicted_lengths={order: curve for order, curve in predicted.items() if curve is not None},
         theory=theory(task, len(kq)),
         notes=notes,
+        remarks=remarks,
     )
+
+
+def _roles(task: MultiTaskRegression, values: Decomposition) -> HeadRoles:
+    if not has_identity_covariance(task):
+        raise ValueError("known for covariates whose covariance is the identity only")
+    return head_roles(task, values.mu, values.omega)
+
+
+def _known_blocks(task: MultiTaskRegression, kq: Tensor, ov: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights without the blocks that theory's closed forms leave out: logits that read labels, outputs that read
+    covariates."""
+    kq, ov, d = kq.clone(), ov.clone(), task.dim_x
+    kq[:, d:, :d] = 0
+    ov[:, :, :d] = 0
+    return kq, ov
 
 
 def analyse_run(run: LoadedRun) -> Analysis:

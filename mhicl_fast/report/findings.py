@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import spectral
+from ..plots.allocation import half_learnt_times
 from ..plots.style import compared_ode
 from ..tasks import MultiTaskRegression
 from ..train.config import RunConfig
@@ -41,8 +42,8 @@ class Findings:
 
     @property
     def target_noise(self) -> float:
-        """σ² I where the targets are noisy: the part of the loss that no predictor can avoid."""
-        return self.config.noise_std**2 * self.config.n_tasks if self.config.noisy_target else 0.0
+        """The part of the loss that no predictor can avoid."""
+        return self.task.target_noise
 
     @property
     def reference(self) -> tuple[str, Mapping[str, Any]] | None:
@@ -61,14 +62,36 @@ class Findings:
     @cached_property
     def half_learnt(self) -> np.ndarray:
         """When the run had learnt half of each task, (I,) in flow time, inf where it never did."""
-        return spectral.half_learnt(self.run.metrics["flow_time"], self.run.metrics["share"])
+        return half_learnt_times(self.run)[0]
 
     @cached_property
     def half_learnt_ode(self) -> np.ndarray | None:
         """The same of the ODE, None where there is none."""
-        if self.ode is None:
+        return half_learnt_times(self.run)[1]
+
+    @cached_property
+    def owners(self) -> list[tuple[int, int]]:
+        """(task, head) for each task that a head took."""
+        return [(task, head) for task, head in enumerate(self.summary["allocation"]) if head >= 0]
+
+    @cached_property
+    def owned_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """ω√d and μ at the end, (owners,), of each task's head, d the covariates that the task reads. Both have the
+        sign that makes ω positive, as theory has it: with one head per task (−μ, −ω) does what (μ, ω) does."""
+        tasks, heads = np.array(self.owners, dtype=np.intp).reshape(-1, 2).T
+        omega, mu = (self.run.metrics[key][-1, heads, tasks] for key in ("omega", "mu"))
+        sign = np.where(omega < 0, -1.0, 1.0)
+        return sign * omega * np.sqrt(self.task.support_sizes.numpy()[tasks]), sign * mu
+
+    @cached_property
+    def sharing(self) -> spectral.PredictedState | None:
+        """Theory's state in which the heads share the tasks as these did; None unless every task has one head, some
+        head several, and theory knows it."""
+        roles = self.analysis.roles
+        if roles is None or not roles.shared or roles.expected_cost is None:
             return None
-        return spectral.half_learnt(self.ode[1].t, (self.ode[1].mu * self.ode[1].omega).sum(1))
+        groups = [np.flatnonzero(np.array(roles.winner) == head).tolist() for head in sorted(set(roles.winner))]
+        return spectral.shared_heads_state(self.task, groups)
 
     def against(self, loss: float) -> str:
         """How the evaluated loss lies to another one, in words."""

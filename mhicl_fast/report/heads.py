@@ -8,7 +8,7 @@ from markupsafe import Markup
 from ..plots import examples_figure, values_figure, weights_figure
 from ..spectral.basis.factored import conserved
 from ..train.parameters import Factored
-from ..train.wording import STATES, number, uncertain
+from ..train.wording import STATES, capitalised, number, uncertain
 from .content import Block, Paragraph, Picture, Section, Table
 from .drawing import inline_svg
 from .findings import Findings
@@ -17,7 +17,7 @@ from .told import MEANINGS, roles_told
 _QUERY_KEY = Markup("W<sub>Q</sub> W<sub>Q</sub>ᵀ − W<sub>K</sub> W<sub>K</sub>ᵀ")
 _VALUE_OUTPUT = Markup("W<sub>V</sub> W<sub>V</sub>ᵀ − W<sub>O</sub>ᵀ W<sub>O</sub>")
 _REGIMES = {"covers": "covers the context", "between": "in between", "condenses": "condenses on few"}
-_CAUSES = {
+CAUSES = {
     "kq_off_diagonal": ("KQ off the diagonal", "symmetric part of the covariate block, in the shared basis"),
     "kq_antisymmetric": ("KQ antisymmetric", "antisymmetric part of the covariate block"),
     "kq_labels": ("KQ reading labels", "rows by which logits read labels"),
@@ -40,28 +40,29 @@ def values(found: Findings) -> Section:
 
 def _final_values(found: Findings) -> Table | None:
     """The values of the head that took each task, next to theory's."""
-    owners = [(task, head) for task, head in enumerate(found.summary["allocation"]) if head >= 0]
-    if not owners:
+    if not found.owners:
         return None
     root = np.sqrt(found.task.support_sizes.numpy())
-    mu, omega = found.run.metrics["mu"][-1], found.run.metrics["omega"][-1]
     header = ["Task", "Head", "ω√d", "μ", "Share μ·ω"]
     rows = [
         [
             f"task {task}",
             f"head {head}",
-            number(omega[head, task] * root[task]),
-            number(mu[head, task]),
-            number(mu[head, task] * omega[head, task]),
+            number(scaled),
+            number(mu),
+            number(mu * scaled / root[task]),
         ]
-        for task, head in owners
+        for (task, head), scaled, mu in zip(found.owners, *found.owned_values)
     ]
-    caption = "Values at the end of the head that took each task; d is the number of covariates that the task reads."
+    caption = (
+        "Values at the end of the head that took each task, with the sign that makes ω positive; d is the number of "
+        "covariates that the task reads."
+    )
     if found.reference is not None and found.reference[1].get("omega") is not None:
         name, state = found.reference
         header[3:3] = ["ω√d, theory"]
         header[5:5] = ["μ, theory"]
-        for row, (task, _) in zip(rows, owners):
+        for row, (task, _) in zip(rows, found.owners):
             row[3:3] = [number(state["omega"][task] * root[task])]
             row[5:5] = [number(state["mu"][task])]
         caption += f" Theory: {STATES[name]}."
@@ -81,12 +82,13 @@ def decomposition(found: Findings) -> Section:
         text += "The weights determine it: no two columns of the basis can be exchanged or turned into each other."
     else:
         text += (
-            "The weights do not determine it fully: columns whose values agree in every head may be turned into each "
-            "other and fit as well. The columns are then the ones nearest to the coordinate axes."
+            "The weights do not determine it fully: columns whose values agree in every head, or differ by no more "
+            "than what is off the diagonals could make of equal ones, cannot be told apart. The columns are then the "
+            "ones nearest to the coordinate axes."
         )
     rows = [
         ("all departures together", number(values.residual, 3), "0 is decomposable, 1 is nothing on the diagonals"),
-        *((_CAUSES[cause][0], number(size, 3), _CAUSES[cause][1]) for cause, size in departures.items()),
+        *((CAUSES[cause][0], number(size, 3), CAUSES[cause][1]) for cause, size in departures.items()),
         ("in the coordinate axes", number(found.summary["residual"], 3), "without a rotation, as recorded in training"),
     ]
     caption = "Distances from decomposable weights at the end, as parts of the weights' Frobenius norm."
@@ -143,8 +145,8 @@ def roles(found: Findings) -> Section:
     ]
     blocks: list[Block] = [
         Table(
-            "What each head serves, with its part μ·ω of the task, and by how much the leading-order loss rises when "
-            "the head's output is silenced.",
+            "What each head serves, with its part μ·ω of the task in the shared basis, and by how much the "
+            "leading-order loss rises when the head's output is silenced.",
             ("Head", "Serves", "Loss rises by"),
             rows,
         ),
@@ -178,6 +180,8 @@ def examples(found: Findings) -> Section:
     if analysis.attention is None:
         blocks.append(Paragraph(f"No prediction: {analysis.notes['attention']}."))
     else:
+        if "attention" in analysis.remarks:
+            blocks.append(Paragraph(f"{capitalised(analysis.remarks['attention'])}."))
         header += ["Predicted", Markup("L e<sup>−v</sup>"), "v", "Regime"]
         spread = analysis.attention
         for head, row in enumerate(rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..train.wording import STATES, align, count, number, several, uncertain
+from ..train.wording import STATES, align, count, number, several, state_label, uncertain
 from .told import roles_told
 
 if TYPE_CHECKING:
@@ -19,8 +19,11 @@ def analysis_lines(analysis: Analysis) -> str:
         ("heads", str(analysis.n_heads)),
         ("loss", f"{uncertain(*analysis.loss)} (s.e., {count(analysis.n_prompts, 'prompt')})"),
         *(
-            (f"theory: {label}", uncertain(theory[name]["loss"], theory[name].get("standard_error", 0.0)))
-            for name, label in STATES.items()
+            (
+                f"theory: {state_label(name, theory[name])}",
+                uncertain(theory[name]["loss"], theory[name].get("standard_error", 0.0)),
+            )
+            for name in STATES
             if theory.get(name) is not None
         ),
         *_weights(analysis),

@@ -8,14 +8,25 @@ from typing import Any
 from markupsafe import Markup
 
 from ..plots import lengths_figure
-from ..train.wording import STATES, missing_states, number, ratio_label, remarks, state_source, uncertain, whole
+from ..train.wording import (
+    STATES,
+    capitalised,
+    missing_states,
+    number,
+    ratio_label,
+    remarks,
+    state_label,
+    state_source,
+    uncertain,
+    whole,
+)
 from .content import Block, Paragraph, Picture, Points, Section, Table
 from .drawing import inline_svg
 from .findings import Findings
 
 _STATE_MEANINGS = {
-    "one_head_per_task_first_order": "each task has a head of its own, the limit of balanced flows from positive "
-    "values; with every term of first order in 1/L",
+    "one_head_per_task_first_order": "each task has a head of its own; stable for balanced flows with positive values, "
+    "while starts whose tasks' best heads coincide end in shared states; with every term of first order in 1/L",
     "one_head_per_task": "the same state with the leading order in 1/L alone",
     "single_head_first_order": "one head serves all tasks, with every term of first order in 1/L",
     "single_head": "the best model with one head, whose attention all tasks share",
@@ -24,6 +35,10 @@ _STATE_MEANINGS = {
     "heads of opposite sign that cancel each other's bias, and never attained",
     "bayes": "the best predictor of all, which knows the distribution of prompts",
 }
+_NUMERICAL_MULTI_HEAD = (
+    "the best of the limits |μ| → ∞ that a search finds at leading order; supports overlap, and the infimum over "
+    "models with these heads may be lower"
+)
 
 
 def optimality(found: Findings) -> Section:
@@ -32,7 +47,7 @@ def optimality(found: Findings) -> Section:
     rows = [("This run, evaluated", *_losses(found.summary, found.target_noise), "–", "measured")]
     rows += [
         (
-            STATES[name][0].upper() + STATES[name][1:],
+            capitalised(state_label(name, theory[name])),
             *_losses_of_state(theory[name]),
             found.against(theory[name]["loss"]),
             state_source(theory[name]),
@@ -46,7 +61,7 @@ def optimality(found: Findings) -> Section:
     )
     header = ("State", "Loss", "Excess", "This run is", "Found by")
     states = [
-        Markup("<b>{}</b>: {}.").format(STATES[name], _STATE_MEANINGS[name])
+        Markup("<b>{}</b>: {}.").format(state_label(name, theory[name]), _meaning(name, theory[name]))
         for name in STATES
         if theory.get(name) is not None
     ]
@@ -60,6 +75,12 @@ def optimality(found: Findings) -> Section:
         caption = "States that theory does not give here, and why."
         blocks.append(Table(caption, ("State", "Reason"), left_out))
     return Section("optimality", "How good it is", blocks)
+
+
+def _meaning(name: str, state: Mapping[str, Any]) -> str:
+    if name == "best_multi_head" and state["source"] == "numerical":
+        return _NUMERICAL_MULTI_HEAD
+    return _STATE_MEANINGS[name]
 
 
 def _losses(summary: Mapping[str, Any], noise: float) -> tuple[str, str]:
@@ -79,7 +100,7 @@ def _ratios(found: Findings) -> Table:
     for name in ("best_multi_head", "bayes"):
         state = theory.get(name)
         if state is not None and state["excess"] > 0:
-            rows.append((f"this run / {STATES[name]}", number(excess / state["excess"])))
+            rows.append((f"this run / {state_label(name, state)}", number(excess / state["excess"])))
     return Table("Ratios of excess losses; 1 is as good.", ("Ratio", "Value"), rows, numeric=True)
 
 
@@ -108,7 +129,8 @@ def lengths(found: Findings) -> Section:
 
 
 def _length_table(found: Findings) -> Table:
-    curve, predicted = found.analysis.lengths, found.analysis.predicted_lengths
+    analysis = found.analysis
+    curve, predicted = analysis.lengths, analysis.predicted_lengths
     header = ("Context examples", "Measured loss", *(f"Predicted, {order} order" for order in predicted))
     rows = [
         (
@@ -119,7 +141,7 @@ def _length_table(found: Findings) -> Table:
         for k, length in enumerate(curve.lengths)
     ]
     caption = (
-        f"Loss ± standard error on {whole(found.analysis.length_prompts)} prompts at each length, and as predicted "
-        "from the measured semi-singular values."
+        f"Loss ± standard error on {whole(analysis.length_prompts)} prompts at each length, and as predicted "
+        f"from {analysis.length_source}."
     )
     return Table(caption, header, rows, numeric=True)

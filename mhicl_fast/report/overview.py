@@ -43,7 +43,8 @@ def key_numbers(found: Findings) -> Section:
          "the loss without the noise of the targets, which no predictor can avoid"),
         *_reference(found),
         ("Warm-up ends", moment(phases["warmup_end"]), "the first task's learnt share reaches 5 % of its final value"),
-        ("Emergence ends", moment(phases["emergence_end"]), "the last task's learnt share reaches 95 % of it"),
+        ("Emergence ends", moment(phases["emergence_end"]), "the last task's learnt share reaches 95 % of its value at "
+         "the last record"),
         *_plateau(summary),
         ("Effective examples", several(summary["effective_examples"], 3),
          Markup("examples that each head attends to at the end, 1/Σ<sub>l</sub> p<sub>l</sub>², of "
@@ -83,7 +84,9 @@ def _plateau(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     if plateau is not None:
         where = f"from flow time {number(plateau['start'])} to {number(plateau['end'])}"
-        rows.append(("Plateau", f"loss {number(plateau['loss'])}", f"stay near one head per task, {where}"))
+        rows.append(
+            ("Plateau", f"loss {number(plateau['loss'])}", f"the loss stays near that of one head per task, {where}")
+        )
     if escape is not None:
         rows.append(
             (

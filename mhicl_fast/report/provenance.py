@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from ..presets import PRESETS
 from ..train.config import RunConfig, describe_options
-from ..train.folder import read_config, read_json
+from ..train.folder import FolderError, read_config, read_json
 from .content import Block, Code, Paragraph, Section, Table
 from .findings import Findings
 
@@ -34,7 +35,7 @@ def _written(value: object) -> str:
 def reproduction(found: Findings) -> Section:
     """Versions, machine and command."""
     _, versions = read_config(found.run.path)
-    machine = read_json(found.run.path / "timing.json").get("machine", {"machine": "not recorded"})
+    machine = _machine(found.run.path / "timing.json")
     blocks: list[Block] = [
         Paragraph("This command repeats the run. Results are the same to the bit for any number of threads on the "
                   "same kind of processor with the same versions, and to rounding elsewhere."),
@@ -44,6 +45,15 @@ def reproduction(found: Findings) -> Section:
               ("What", "Value"), list(machine.items())),
     ]  # fmt: skip
     return Section("reproduction", "How to repeat it", blocks)
+
+
+def _machine(file: Path) -> dict[str, str]:
+    """The machine of the run's last session; FolderError where the file is damaged."""
+    timing = read_json(file) or {}
+    machine = timing.get("machine", {"machine": "not recorded"})
+    if not (isinstance(machine, dict) and all(isinstance(value, str) for value in machine.values())):
+        raise FolderError(f"{file} is damaged: machine must be an object of texts, got {machine!r}")
+    return machine
 
 
 def command(config: RunConfig) -> str:

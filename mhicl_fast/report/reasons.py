@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..spectral._inputs import SHORTEST_FIRST_ORDER_CONTEXT
+from ..train.wording import number, shared_heads
 from .findings import Findings
+from .told import told_tasks
 
+SAME = 0.005  # relative difference of two theoretical losses that are one as far as a run can tell
 AGREES = 2.0  # standard errors within which a measured value agrees with a prediction
 _STILL_FALLING = 0.003  # of the loss, between the last two tenths of a run
 
@@ -21,9 +24,14 @@ def of_the_loss(found: Findings, gap: float, order: str, *, state: bool) -> str:
             "the run has left this state, a saddle unless flows are balanced and values positive: other heads' μ turn "
             "negative and cancel the bias"
         )
-    if None in summary["phases"]["task_emergence_end"]:
+    if state and None in summary["phases"]["task_emergence_end"]:
         return "not all tasks are learnt"
     reasons = []
+    theory = summary["eval_loss"] - gap
+    if state and found.sharing is not None and gap > 0 and found.sharing.loss > (1 + SAME) * theory:
+        shared = shared_heads(found.analysis.roles.winner).items() if found.analysis.roles else ()
+        told = ", ".join(f"head {head} takes {told_tasks(tasks)}" for head, tasks in shared)
+        reasons.append(f"heads are shared in another way, for which theory has {number(found.sharing.loss)}: {told}")
     if _overshoots(found):
         reasons.append("steps are too long: without sampling noise the loss of a gradient flow never rises")
     if found.config.optimizer == "adam":

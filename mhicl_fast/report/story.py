@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..plots import allocation_figure, loss_figure
-from ..train.wording import count, number, whole
+from ..train.wording import count, number, shared_heads, whole
 from .content import Block, Paragraph, Picture, Section, Table
 from .drawing import inline_svg
 from .findings import Findings
@@ -106,7 +106,11 @@ def _task_table(found: Findings) -> Table:
         (f"task {task}", moment(warm), moment(emerged), number(float(found.run.metrics["share"][-1, task]), 3))
         for task, (warm, emerged) in enumerate(pairs)
     ]
-    caption = "Each task's own phases: when its learnt share reaches 5 % and 95 % of the final one, in the last column."
+    caption = (
+        "Each task's own phases: when its learnt share reaches 5 % and 95 % of the final one, in the last column. "
+        "Final is what the last record has: in a run that stops while a task is being learnt, emergence seems to end "
+        "there."
+    )
     return Table(caption, ("Task", "Warm-up ends", "Emergence ends", "Final share"), rows)
 
 
@@ -120,21 +124,29 @@ def winners(found: Findings) -> Section:
     )
     if summary["predicted_times"] is None:
         text = f"No prediction: {summary.get('prediction_note') or 'the theory does not cover this start'}."
+    elif found.config.parameters == "combined":
+        text = (
+            "The start alone predicts when tasks are learnt. While little is learnt, tasks do not see each other and "
+            "each head's μ and ω of a task drive one another; in this flow all heads grow together and keep their "
+            "differences, so that no head leaves the others behind. The times are those at which half of the task is "
+            "learnt."
+        )
     else:
         text = (
             "The start alone predicts who wins and when. While little is learnt, tasks do not see each other and each "
             "head's μ and ω of a task drive one another; the head that gets to a large value first takes the task, "
             "and the others are left behind. The times are those at which half of the task is learnt."
         )
-        if summary.get("prediction_note"):
-            text += f" Here there are times only: {summary['prediction_note']}."
+    if summary["predicted_times"] is not None and summary.get("prediction_note"):
+        text += f" Here there are times only: {summary['prediction_note']}."
     blocks: list[Block] = [Paragraph(text), _winner_table(found), picture]
-    if summary["shared_heads"]:
-        blocks.insert(2, Paragraph(_shared(summary["shared_heads"])))
+    shared = shared_heads(summary["allocation"])
+    if shared:
+        blocks.insert(2, Paragraph(_shared(shared)))
     return Section("winners", "Which head takes which task", blocks)
 
 
-def _shared(shared: dict[str, list[int]]) -> str:
+def _shared(shared: dict[int, list[int]]) -> str:
     return " ".join(
         f"Head {head} is shared by tasks {' and '.join(map(str, tasks))}, which divide its attention."
         for head, tasks in shared.items()

@@ -11,10 +11,10 @@ from ..train.wording import number
 def roles_told(roles: HeadRoles) -> list[tuple[str, str]]:
     """(what, finding) for everything that `HeadRoles` looks for, also where it found none."""
     return [
-        ("shared heads", _each(f"head {h} won {_tasks(tasks)}" for h, tasks in roles.shared.items())),
-        ("superposition", _each(f"head {h} serves {_tasks(tasks)}" for h, tasks in roles.superposed.items())),
+        ("shared heads", _each(f"head {h} won {told_tasks(tasks)}" for h, tasks in roles.shared.items())),
+        ("superposition", _each(f"head {h} serves {told_tasks(tasks)}" for h, tasks in roles.superposed.items())),
         ("± pairs", _each(f"heads {one} and {other}" for one, other in roles.pairs)),
-        ("zero-sum outputs", _tasks(roles.zero_sum) if roles.zero_sum else "none"),
+        ("zero-sum outputs", told_tasks(roles.zero_sum) if roles.zero_sum else "none"),
         ("heads without use", _heads(roles.unused) if roles.unused else "none"),
         ("cost", _cost(roles)),
     ]
@@ -35,7 +35,8 @@ def _each(findings: Iterable[str]) -> str:
     return "; ".join(findings) or "none"
 
 
-def _tasks(tasks: list[int]) -> str:
+def told_tasks(tasks: list[int]) -> str:
+    """As in task 1, tasks 0, 2."""
     return ("task " if len(tasks) == 1 else "tasks ") + ", ".join(map(str, tasks))
 
 

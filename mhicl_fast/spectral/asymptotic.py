@@ -49,7 +49,7 @@ def exponential_loss(task: MultiTaskRegression, kq: Tensor, ov: Tensor) -> Tenso
     kernel = torch.einsum("hab,gab->hg", weights, weights).exp()
     bias, _ = _bias(task, weights, projections, u)
     pairs = _label_pairs(task, projections, u)
-    return bias + (pairs * kernel).sum() / task.context_length + _target_noise(task)
+    return bias + (pairs * kernel).sum() / task.context_length + task.target_noise
 
 
 def loss_of_blocks(task: MultiTaskRegression, w: Tensor, u: Tensor, order: str) -> Tensor:
@@ -65,7 +65,7 @@ def loss_of_blocks(task: MultiTaskRegression, w: Tensor, u: Tensor, order: str) 
         loss = loss + 2 / task.context_length * (kernel.diagonal() * shrinkage).sum()
         tilt = torch.einsum("hab,jac,gce,hgeb->hgj", weights, projections, weights, inverse)
         pairs = pairs + torch.einsum("j,hij,gij,hgj->hg", task.signal.to(w), u, u, tilt)
-    return loss + (pairs * kernel).sum() / task.context_length + _target_noise(task)
+    return loss + (pairs * kernel).sum() / task.context_length + task.target_noise
 
 
 def _bias(task: MultiTaskRegression, weights: Tensor, projections: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,10 +81,6 @@ def _label_pairs(task: MultiTaskRegression, projections: Tensor, u: Tensor) -> T
     """Σ_ij U_h[i,j] U_g[i,j] (λ_j tr P_j + σ²), (H, H)."""
     per_label = task.signal.to(u) * projections.diagonal(dim1=-2, dim2=-1).sum(-1) + task.noise_std**2
     return torch.einsum("j,hij,gij->hg", per_label, u, u)
-
-
-def _target_noise(task: MultiTaskRegression) -> float:
-    return task.noise_std**2 * task.n_tasks if task.noisy_target else 0.0
 
 
 def label_and_covariate_blocks(task: MultiTaskRegression, kq: Tensor, ov: Tensor) -> tuple[Tensor, Tensor]:

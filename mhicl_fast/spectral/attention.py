@@ -10,9 +10,9 @@ The averages are means while no single example dominates them. Of L normal logit
 √(2 v log L): Σ e^{2s} is typical while v < ½ log L (the head covers the context), Σ e^s while v < 2 log L; past that a
 few examples hold all the weight (it condenses). Contexts are finite, so both are gradual, and the prediction is low.
 
-Against simulation (one ω, d from 5 to 30) it is within 1 % at v = ½ and 5 % at v = 1 for L ≥ 400; 8 % low at v = 2 and
-L = 4000, 12 to 23 % at v = 2 and L = 400, 15 to 19 % at v = 1 and L = 40. Past v = ½ log L it is a lower estimate, too
-low by a factor of several well before 2 log L.
+Against simulation (one ω, d from 5 to 30, within ± 1 %, ± 3 % at L = 4000) it is low by 1 % or less at v = ½ and 5 % or
+less at v = 1 for L ≥ 400; at v = 2 by 0 to 12 % for L = 4000 and 11 to 25 % for L = 400; at L = 40 by 5 % at v = ½ and
+15 to 19 % at v = 1. Past v = ½ log L it is a lower estimate, too low by a factor of several well before 2 log L.
 """
 
 from __future__ import annotations

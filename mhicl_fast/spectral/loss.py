@@ -94,14 +94,13 @@ class SpectralProblem:
     def of(cls, task: MultiTaskRegression, partition: Partition, order: str) -> SpectralProblem:
         reads = partition.reads.astype(np.float64)
         signal = np.asarray(task.signal, dtype=np.float64)
-        noise_variance = float(task.noise_std) ** 2
         return cls(
             reads=reads,
             count=partition.count,
             signal=signal,
-            variance=signal * (reads @ partition.count) + noise_variance,
+            variance=signal * (reads @ partition.count) + task.noise_std**2,
             context_length=task.context_length,
-            target_noise=noise_variance * task.n_tasks if task.noisy_target else 0.0,
+            target_noise=task.target_noise,
             first_order=order == "first",
         )
 

@@ -89,7 +89,6 @@ def head_roles(task: MultiTaskRegression, mu: Any, omega: Any) -> HeadRoles:
     silenced = np.where(np.eye(len(mu), dtype=bool)[:, :, None], 0.0, mu)  # (H, H, I): row h without head h
     loss = float(spectral_loss(task, mu, omega))
     removal = spectral_loss(task, silenced, omega) - loss
-    noise = task.noise_std**2 * task.n_tasks if task.noisy_target else 0.0
     reference = one_head_per_task(task).loss
     groups = [np.flatnonzero(winner == h) for h in range(len(mu)) if (winner == h).any()]
     expected = None if (winner < 0).any() else shared_heads_state(task, groups).loss - reference
@@ -103,7 +102,7 @@ def head_roles(task: MultiTaskRegression, mu: Any, omega: Any) -> HeadRoles:
         zero_sum=np.flatnonzero((balance <= ZERO_SUM) & (material.sum(0) > 1)).tolist(),
         balance=balance,
         removal=removal,
-        unused=np.flatnonzero(removal <= UNUSED * (loss - noise)).tolist(),
+        unused=np.flatnonzero(removal <= UNUSED * (loss - task.target_noise)).tolist(),
         cost=loss - reference,
         expected_cost=expected,
     )

@@ -17,7 +17,7 @@ attend by nothing that o(i) attends by: E_hg = 1 for g = o(i). At leading order,
   at the head that serves are conserved: rate 0.
 * factored (balanced): a value that is 0 stays 0; near 0, |μ|' = ∓2|μ| ∂Loss/∂μ for values above and below. So μ_i^h
   leaves 0 at the rate 2 g_i downwards and returns at 2 g_i from above, and the state is the limit among values ≥ 0.
-  Such transverse modes stand beside those of the values that are not 0, on which they do not depend.
+  Such transverse modes stand beside those of the values that are not 0: they do not depend on these, but drive them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ class Stability:
         return float(time) if time >= 0 else np.inf
 
     def displaced(self, size: float, mode: int = 0) -> tuple[Any, Any]:
-        """The state moved by `size` along a mode, as (mu0, omega0) in the form that `solve` takes."""
+        """The state moved by `size` along a mode, as (mu0, omega0) in the form that `solve` takes.
+
+        A transverse mode of the balanced flow soon drags other values along.
+        """
         moved = {name: self._state[name] + size * change[mode] for name, change in self.directions.items()}
         if self.parameters == "unbalanced":
             return (moved["v_o"], moved["v_v"]), (moved["kappa_q"], moved["kappa_k"])

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -131,9 +132,26 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, None where there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else None
+def read_json(path: Path, needed: Iterable[str] = ()) -> dict[str, Any] | None:
+    """The object in a JSON file of a run, None where there is no such file.
+
+    Raises FolderError where it cannot be read, is no JSON object, or lacks one of the `needed` keys.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FolderError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise FolderError(f"{path} is damaged, it is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise FolderError(f"{path} is damaged: it must hold a JSON object, got {type(content).__name__}")
+    missing = [key for key in needed if key not in content]
+    if missing:
+        several = f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
+        raise FolderError(f"{path} is damaged or of another version: it has no {several}")
+    return content
 
 
 def _lock(path: Path) -> int:

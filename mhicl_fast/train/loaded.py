@@ -16,6 +16,7 @@ from .metrics import read_metrics
 from .odes import StoredTrajectory, read_trajectories
 from .parameters import Parameters
 from .records import stack_columns
+from .summary import SUMMARY_KEYS
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ class LoadedRun:
 def load_run(path: str | Path) -> LoadedRun:
     """Read a run folder, finished or not.
 
-    Raises FolderError where there is no run or no step was recorded yet, CheckpointError where no checkpoint is usable.
+    Raises FolderError where there is no run, no step was recorded yet, or a file is damaged, CheckpointError where no
+    checkpoint is usable.
     """
     path = Path(path)
     config, _ = read_config(path)
@@ -59,6 +61,6 @@ def load_run(path: str | Path) -> LoadedRun:
         config,
         stack_columns(flat, config.n_heads, config.n_tasks),
         config.start_parameters().with_tensors(stored.parameters),
-        read_json(path / "summary.json"),
+        read_json(path / "summary.json", SUMMARY_KEYS),
         read_trajectories(path / "trajectories.npz"),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ import numpy as np
 
 from .. import spectral
 from .config import RunConfig
+from .folder import FolderError
 from .parameters import resolve_scale
 from .records import omega_by_task
 from .storage import write_atomically
@@ -112,12 +115,18 @@ def compare_with_odes(config: RunConfig, metrics: Mapping[str, np.ndarray], file
 
 
 def read_trajectories(file: Path) -> dict[str, StoredTrajectory]:
-    """The stored solutions by order; empty where the file is not there yet or no ODE applies."""
+    """The stored solutions by order; empty where the file is not there yet or no ODE applies.
+
+    Raises FolderError where the file cannot be read.
+    """
     if not file.exists():
         return {}
-    with np.load(file, allow_pickle=False) as arrays:
-        orders = [order for order in ORDERS if f"{order}.t" in arrays]
-        return {
-            order: StoredTrajectory(*(arrays[f"{order}.{name}"] for name in StoredTrajectory._fields))
-            for order in orders
-        }
+    try:
+        with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as arrays:
+            orders = [order for order in ORDERS if f"{order}.t" in arrays]
+            return {
+                order: StoredTrajectory(*(arrays[f"{order}.{name}"] for name in StoredTrajectory._fields))
+                for order in orders
+            }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise FolderError(f"{file} is damaged: {error}") from error

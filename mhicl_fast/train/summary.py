@@ -10,6 +10,7 @@ import numpy as np
 from .. import spectral
 from ..spectral._inputs import has_identity_covariance
 from ..spectral.attention import effective_examples
+from ..spectral.basis.decompose import Decomposition, decompose
 from ..spectral.roles import head_roles
 from ..tasks import MultiTaskRegression
 from .config import RunConfig
@@ -17,17 +18,28 @@ from .objective import evaluate
 from .odes import ode_start
 from .parameters import Parameters
 
+SUMMARY_KEYS = (
+    *("steps", "prompts_seen", "flow_time", "final_loss", "eval_loss", "eval_loss_se", "eval_prompts"),
+    *("phases", "allocation", "predicted_allocation", "predicted_times", "prediction_note", "head_roles"),
+    *("plateau", "escape", "theory", "ode_distance", "ode", "residual"),
+    *("effective_examples", "predicted_effective_examples", "wall_s", "steps_per_second"),
+)
+_DECOMPOSABLE_ENOUGH = 0.1  # a residual above this: the loss alone does not tell the state
+
 
 def summarise(
     config: RunConfig, metrics: Mapping[str, np.ndarray], parameters: Parameters, odes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All deterministic results: see the keys below. Times are flow times; `steps` beside them the first row's step at
-    or after that time; None where something did not happen or does not apply."""
+    """All deterministic results: SUMMARY_KEYS but for the two of speed. Times are flow times; `steps` beside them the
+    first row's step at or after that time; None where something did not happen or does not apply.
+
+    Winners are read off the diagonals, as the metrics are; what heads do and attend to is read in the shared basis.
+    """
     task = config.task()
     kq, ov = parameters.to_combined()
     evaluation = evaluate(task, kq, ov, config.eval_prompts, seed=config.evaluation_seed)
-    values = spectral.diagonal(kq.double(), ov.double(), task)
-    allocation = spectral.observed_allocation(task, values.mu, values.omega)
+    diagonals = spectral.diagonal(kq.double(), ov.double(), task)
+    values = decompose(kq, ov, task.dim_x, support=task.support, signal=task.signal)
     theory = spectral.theory(task, config.n_heads)
     return {
         "steps": config.steps,
@@ -38,11 +50,10 @@ def summarise(
         "eval_loss_se": evaluation.standard_error,
         "eval_prompts": config.eval_prompts,
         "phases": _phases(metrics),
-        "allocation": allocation.tolist(),
+        "allocation": spectral.observed_allocation(task, diagonals.mu, diagonals.omega).tolist(),
         **prediction(config),
-        "shared_heads": _shared_heads(allocation),
         "head_roles": _head_roles(task, values),
-        **plateau_and_escape(metrics["flow_time"], _running_median(metrics["loss"]), theory, "first"),
+        **_plateau(config, metrics, theory, values.residual),
         "theory": theory.to_dict(),
         "ode_distance": _distance(odes[config.order], config.order),
         "ode": dict(odes),
@@ -100,25 +111,29 @@ def prediction(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _shared_heads(allocation: np.ndarray) -> dict[str, list[int]]:
-    """The heads that took several tasks, with those tasks."""
-    taken = {int(head): np.flatnonzero(allocation == head).tolist() for head in allocation if head >= 0}
-    return {str(head): tasks for head, tasks in sorted(taken.items()) if len(tasks) > 1}
-
-
-def _head_roles(task: MultiTaskRegression, values: spectral.SemiSingularValues) -> dict[str, Any] | None:
-    """What the heads do, read off the diagonals: ± pairs, superposition, zero-sum outputs, unused heads, cost; None
-    for covariates whose covariance is not the identity, for which it is not known."""
+def _head_roles(task: MultiTaskRegression, values: Decomposition) -> dict[str, Any] | None:
+    """What the heads do: ± pairs, superposition, zero-sum outputs, unused heads, cost; None for covariates whose
+    covariance is not the identity, for which it is not known."""
     if not has_identity_covariance(task):
         return None
     return head_roles(task, values.mu, values.omega).to_dict()
 
 
-def _predicted_examples(task: MultiTaskRegression, values: spectral.SemiSingularValues) -> list[float] | None:
-    """The effective number of examples that each head should attend to, from the diagonals; None as above."""
+def _predicted_examples(task: MultiTaskRegression, values: Decomposition) -> list[float] | None:
+    """The effective number of examples that each head should attend to; None as above."""
     if not has_identity_covariance(task):
         return None
     return effective_examples(task, values.omega).examples.tolist()
+
+
+def _plateau(
+    config: RunConfig, metrics: Mapping[str, np.ndarray], theory: spectral.Theory, residual: float
+) -> dict[str, Any]:
+    """`plateau_and_escape` of the run; none for Adam's runs that do not come near decomposable weights, in which a loss
+    near that of a state is a coincidence."""
+    if config.optimizer == "adam" and residual > _DECOMPOSABLE_ENOUGH:
+        return {"plateau": None, "escape": None}
+    return plateau_and_escape(metrics["flow_time"], _running_median(metrics["loss"]), theory, "first")
 
 
 def plateau_and_escape(times: np.ndarray, loss: np.ndarray, theory: spectral.Theory, order: str) -> dict[str, Any]:

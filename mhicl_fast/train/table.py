@@ -14,11 +14,14 @@ from .summary import plateau_and_escape, prediction
 from .wording import (
     STATES,
     align,
+    is_elsewhere,
     missing_states,
     number,
     ratio_label,
     remarks,
     several,
+    shared_heads,
+    state_label,
     state_source,
     uncertain,
 )
@@ -47,7 +50,7 @@ def results_table(run: LoadedRun) -> str:
         ("observed allocation", _allocation(summary["allocation"])),
         *(
             (f"head {head} is shared by tasks", ", ".join(map(str, tasks)))
-            for head, tasks in summary["shared_heads"].items()
+            for head, tasks in shared_heads(summary["allocation"]).items()
         ),
         *_plateau(summary),
         ("distance to the ODE", _distance(summary)),
@@ -88,7 +91,9 @@ def theory_table(task: MultiTaskRegression, n_heads: int) -> str:
     theory = spectral.theory(task, n_heads)
     known = theory.to_dict()
     header = ("state", "loss", "excess", "loss of each task", "ω√d", "μ", "source")
-    states = [_state_row(task, label, known[name]) for name, label in STATES.items() if known.get(name) is not None]
+    states = [
+        _state_row(task, state_label(name, known[name]), known[name]) for name in STATES if known.get(name) is not None
+    ]
     ratios = [(ratio_label(name), number(value)) for name, value in known["ratios"].items()]
     parts = [
         align([("task", repr(task)), ("heads", str(n_heads))]),
@@ -177,11 +182,13 @@ def _distance(summary: Mapping[str, Any]) -> str:
 
 
 def _theory(theory: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The loss of each state of theory for this task, or why there is none."""
+    """The loss of each state of theory for this task, or why there is none, unless it is another row's."""
     return [
-        (f"theory: {label}", f"{theory[name]['loss']:.4f}" if theory[name] else f"none: {theory['notes'][name]}")
+        (f"theory: {state_label(name, theory[name])}", f"{theory[name]['loss']:.4f}")
+        if theory[name]
+        else (f"theory: {label}", f"none: {theory['notes'][name]}")
         for name, label in STATES.items()
-        if name in theory
+        if name in theory and not is_elsewhere(theory, name)
     ]
 
 

@@ -67,6 +67,11 @@ def whole(n: int) -> str:
     return f"{n:,}".replace(",", "\u202f")
 
 
+def capitalised(text: str) -> str:
+    """The text with its first letter large and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def count(n: int, thing: str) -> str:
     """As in 1 head, 3 heads."""
     return f"{whole(n)} {thing}{'s' * (n != 1)}"
@@ -75,6 +80,24 @@ def count(n: int, thing: str) -> str:
 def missing_states(theory: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(state, reason) for each state that `theory`, a `Theory.to_dict()`, leaves out."""
     return [(label, _named(theory["notes"][name])) for name, label in STATES.items() if theory.get(name, 0) is None]
+
+
+def shared_heads(allocation: Sequence[int]) -> dict[int, list[int]]:
+    """The heads that took several tasks, with those tasks."""
+    taken = {head: [task for task, one in enumerate(allocation) if one == head] for head in sorted(set(allocation))}
+    return {head: tasks for head, tasks in taken.items() if head >= 0 and len(tasks) > 1}
+
+
+def state_label(name: str, state: Mapping[str, Any]) -> str:
+    """The name of a known state of a `Theory.to_dict()`; it says where the infimum is bounded only."""
+    if name == "best_multi_head" and state["source"] == "numerical":
+        return "best multi-head found (upper bound on the infimum)"
+    return STATES[name]
+
+
+def is_elsewhere(theory: Mapping[str, Any], name: str) -> bool:
+    """Whether a state is missing only because it is another one that is listed, as there are heads enough or one."""
+    return theory[name] is None and ": see " in theory["notes"][name]
 
 
 def state_source(state: Mapping[str, Any]) -> str:

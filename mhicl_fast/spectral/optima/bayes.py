@@ -67,8 +67,7 @@ def bayes_risk(task: MultiTaskRegression, *, draws: int | None = None, seed: int
         task_loss, source = risks.mean(1), "Monte Carlo"
         error = float(np.sqrt((risks.var(1, ddof=1) / used).sum()))
     excess = float(task_loss.sum())
-    noise = task.noise_std**2 * task.n_tasks if task.noisy_target else 0.0
-    return BayesRisk(task_loss, excess, excess + noise, error, source, used)
+    return BayesRisk(task_loss, excess, excess + task.target_noise, error, source, used)
 
 
 def _by_quadrature(task: MultiTaskRegression, size: int, signal: float) -> float:

@@ -15,13 +15,14 @@ and falls with it. Which Γ can heads have?
   ψ(a) ψ(b) − a b ≥ ψ(c)² − c², ψ(x) = eˣ − x: ψ has no negative coefficients, so ψ(a) ψ(b) ≥ ψ(√ab)², |c| ≤ √ab, and
   ψ(x)² − x² increases. Each further head adds one dimension to V, and at most 1 to the trace.
 * As ω → 0 along directions a^h with Σ_h μ_i^h = 0, V tends to the constants and the linear functions ⟨a^h − a^1, ·⟩:
-  any projection Γ of rank H − 1 is approached. Its loss is an infimum, with ω → 0 and |μ| → ∞.
+  any projection Γ of rank H − 1 is approached, with ω → 0 and |μ| → ∞.
 
-So optima minimise over Γ = strength · (projection of some rank): (1/e, 1) for one head, (1, H − 1) for more. With
-disjoint supports only the g_i matter, and a projection of rank k can have any diagonal in [0, 1] of sum k (Schur–Horn),
-so min Σ_i λ_i d_i ρ_i / (ρ_i + g_i) over that simplex, water filling, is exact. A rank that spans all the 1_i gives
-g_i = strength. Elsewhere the projection is found numerically, and linearising the convex problem on all Γ of that trace
-with 0 ⪯ Γ ⪯ strength · Id gives a lower bound for every choice of heads.
+So minimise over Γ = strength · (projection of some rank): (1/e, 1) for one head, (1, H − 1) for more. With disjoint
+supports only the g_i matter, and a projection of rank k can have any diagonal in [0, 1] of sum k (Schur–Horn), so
+min Σ_i λ_i d_i ρ_i / (ρ_i + g_i) over that simplex, water filling, is exact. A rank that spans all the 1_i gives
+g_i = strength, exact too. Elsewhere the projection is found numerically, and linearising the convex problem on all Γ of
+that trace with 0 ⪯ Γ ⪯ strength · Id gives a lower bound for every choice of heads. The Γ of one head is best of this
+form. That of more heads need not be: heads that meet away from 0 can do better than any projection (`meeting_heads`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 _STARTS = 6
 _ITERATIONS = {"minimise": 300, "bound": 200}
-_TOLERANCE = 1e-9  # relative gap between a loss and its lower bound that counts as none
+TOLERANCE = 1e-9  # relative gap between a loss and its lower bound that counts as none
 
 
 class Optimum(NamedTuple):
@@ -81,7 +82,7 @@ class CaptureProblem:
         return bool(((self.indicators > 0).sum(0) == 1).all())
 
     def minimise(self, rank: int, strength: float) -> Optimum:
-        """The least loss over Γ = strength · (projection of this rank)."""
+        """The least loss over Γ = strength · (projection of this rank), exact where the source is "closed form"."""
         sizes = np.square(self.indicators).sum(1)
         weights = self.signal * sizes * self.rho
         basis = _row_space(self.indicators)
@@ -112,7 +113,7 @@ class CaptureProblem:
             values, vectors = np.linalg.eigh(slope)
             loss = float(task_loss.sum())
             best = max(best, loss - float(strength * values[-rank:].sum() - np.sum(slope * gamma)))
-            if best > (1 - _TOLERANCE) * loss:
+            if best > (1 - TOLERANCE) * loss:
                 break
             leading = vectors[:, -rank:]
             gamma = gamma + 2 / (step + 3) * (strength * leading @ leading.T - gamma)

@@ -5,12 +5,15 @@ head and ρ_i = d_i φ_i / L the best μ_i = Σ_S ω / (Σ_S ω² + ρ_i E), sum
 the loss λ_i (d_i − (Σ_S ω)² / (Σ_S ω² + ρ_i E)).
 
 * One head per task: e^{d_i ω²} / ω² is least at ω = 1/√d_i, so E = e, r_i = e ρ_i and loss_i = λ_i d_i r_i / (1 + r_i).
-  Other heads' ω^h meet task i at −∂Loss/∂μ_i^h ∝ −(e^{x−1} − x) ≤ 0, x = |S_i ∩ S_h| / √(d_i d_h): a balanced flow with
-  positive values ends here, whether supports overlap or not.
+  Other heads' ω^h meet task i at −∂Loss/∂μ_i^h ∝ −(e^{x−1} − x) ≤ 0, x = |S_i ∩ S_h| / √(d_i d_h): stable under
+  balanced flows for values ≥ 0, whether supports overlap or not. Flows can end elsewhere: starts in which tasks have
+  the same best head end with shared heads.
 * Shared heads: a head that serves several tasks has one attention budget |ω|² = 1 for them (`capture`): with disjoint
   supports r_i = e ρ_i / q_i, where the q_i = d_i ω_i² of its tasks sum to 1.
 * Single head: shared by all tasks. No one-head model is better.
-* Best multi-head: not a state but the infimum over all models with H ≥ 2 heads, as ω → 0 and |μ| → ∞.
+* Best multi-head: no state of the flow. Where it is in closed form it is the infimum over all models with H ≥ 2 heads,
+  approached as ω → 0 and |μ| → ∞ and never attained. Where it is numerical (some supports overlap) it is the best found
+  among limits ω → 0 and heads that meet elsewhere (`meeting_heads`): an upper bound on the infimum.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._inputs import SHORTEST_FIRST_ORDER_CONTEXT, Floats, require_identity_covariance
-from .capture import CaptureProblem, best_attention, finite_context_noise
+from .capture import TOLERANCE, CaptureProblem, best_attention, finite_context_noise
 from .first_order import first_order_head
+from .meeting_heads import least_of_meeting_heads
 
 if TYPE_CHECKING:
     from ...tasks import MultiTaskRegression
@@ -45,10 +49,11 @@ class PredictedState:
     """A state with one head for each task; losses are population losses, and `loss` includes a noisy target's noise.
 
     omega, mu (I,): of the head that serves the task, ω averaged over the covariates it reads; head (I,): that head.
-    All three are None for an infimum, which is only approached (ω → 0, |μ| → ∞). task_loss (I,); excess: their sum;
-    loss: excess plus σ² I with a noisy target. source: "closed form", or "numerical": found by minimisation, an upper
-    bound on the best of its kind. lower_bound: a proven lower bound on that best loss where it is numerical and a bound
-    is known (of shared heads: for the same groups), else None. values: the whole state, not part of `Theory.to_dict`.
+    All three are None for the best multi-head, a limit in which |μ| → ∞ (in closed form with ω → 0). task_loss (I,);
+    excess: their sum; loss: excess plus σ² I with a noisy target. source: "closed form", or "numerical": found by
+    minimisation, an upper bound on the best of its kind. lower_bound: a proven lower bound on that best loss where it
+    is numerical and a bound is known (of shared heads: for the same groups), else None. values: the whole state, not
+    part of `Theory.to_dict`.
     """
 
     omega: Floats | None
@@ -127,12 +132,20 @@ def best_shared_heads(task: MultiTaskRegression, n_heads: int) -> PredictedState
 
 
 def best_multi_head(task: MultiTaskRegression, n_heads: int) -> PredictedState | str:
-    """The infimum of the leading-order loss over models with `n_heads` ≥ 2 heads, or why it does not apply."""
+    """The infimum of the leading-order loss over models with `n_heads` ≥ 2 heads, or why it does not apply.
+
+    Where the source is "numerical", the best found: an upper bound on the infimum, which lies above lower_bound.
+    """
     if n_heads == 1:
         return "one head only: see single_head"
-    optimum = CaptureProblem.of(task).minimise(n_heads - 1, 1.0)
-    bound = optimum.lower_bound if optimum.source == "numerical" else None
-    return _state(task, optimum.task_loss, optimum.source, bound)
+    problem = CaptureProblem.of(task)
+    limit = problem.minimise(n_heads - 1, 1.0)
+    if limit.directions is None or limit.source == "closed form":
+        return _state(task, limit.task_loss, limit.source, None)
+    task_loss = limit.task_loss
+    if limit.lower_bound < (1 - TOLERANCE) * task_loss.sum():
+        task_loss = least_of_meeting_heads(problem, limit.directions)
+    return _state(task, task_loss, limit.source, min(limit.lower_bound, float(task_loss.sum())))
 
 
 def _best_grouping(task: MultiTaskRegression, n_heads: int) -> list[list[int]]:
@@ -204,11 +217,10 @@ def _state(
     values: HeadValues | None = None,
 ) -> PredictedState:
     excess = float(task_loss.sum())
-    noise = task.noise_std**2 * task.n_tasks if task.noisy_target else 0.0
-    lowest = None if bound is None else bound + noise
+    lowest = None if bound is None else bound + task.target_noise
     omega = mu = None
     if head is not None and values is not None:
         reads, tasks = np.asarray(task.support), np.arange(task.n_tasks)
         omega = np.sum(values.omega[head] * reads, 1) / reads.sum(1)
         mu = values.mu[head, tasks]
-    return PredictedState(omega, mu, task_loss, excess, excess + noise, source, lowest, head, values)
+    return PredictedState(omega, mu, task_loss, excess, excess + task.target_noise, source, lowest, head, values)

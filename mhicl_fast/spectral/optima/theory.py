@@ -30,11 +30,13 @@ __all__ = ["PredictedState", "Theory", "theory"]
 class Theory:
     """Theory's values for a task and a number of heads; what does not apply is None, with the reason in `notes`.
 
-    one_head_per_task and one_head_per_task_first_order: the limit of balanced flows with positive values, at leading
-    and first order in 1/L. single_head and single_head_first_order: the best one-head model. best_shared_heads: with
-    fewer heads than tasks, the best state in which each task is served by one head. best_multi_head: the infimum over
-    models with these heads, never attained. All but the ones at first order are of the leading order. bayes: no
-    predictor does better. ratios: of excess losses.
+    one_head_per_task and one_head_per_task_first_order: the limit of balanced flows with positive values from starts in
+    which tasks have different best heads, at leading and first order in 1/L. single_head and single_head_first_order:
+    the best one-head model. best_shared_heads: with fewer heads than tasks, the best state in which each task is served
+    by one head; flows with enough heads whose tasks share best heads at the start end in such states too.
+    best_multi_head: the infimum over models with these heads, never attained; where it is numerical, the best found, an
+    upper bound on the infimum. All but the ones at first order are of the leading order. bayes: no predictor does
+    better. ratios: of excess losses.
     """
 
     n_heads: int

@@ -90,7 +90,7 @@ class FlowFile:
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{self._path} is not a usable checkpoint of a flow: {error}") from error
         self._saved_steps = state.steps
         return StoredFlow(state, records)

@@ -4,9 +4,10 @@ Near weights θ the flow moves a displacement as δ' = −∂Loss − Hess δ, s
 The fastest are found by Lanczos iteration on exact products of the Hessian with vectors, two backward passes each.
 
 Where the weights are decomposable in the coordinate axes (all factors diagonal on their blocks), changing the sign of
-one covariate, or of one output, in all matrices at once changes neither the loss nor the weights. So the Hessian
-commutes with these changes, and does not mix the displacements that they leave alone, the diagonal ones, with all
-others: the two sets have growth rates of their own, "inside" and "outside" the decomposable weights.
+one covariate, or of one output, in all matrices at once does not change the weights, nor, for independent covariates,
+the population loss. So the Hessian commutes with these changes, and does not mix the displacements that they leave
+alone, the diagonal ones, with all others: the two sets have growth rates of their own, "inside" and "outside" the
+decomposable weights. Correlated covariates and finite sets of prompts break this.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..parameters import Combined, Parameters
 from .velocity import Objective, Velocity
 
 _DENSE = 300  # displacements up to which all rates are computed
+_COUPLING = 1e-9  # relative to the image of a displacement: what leaves its set is rounding up to this
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,8 @@ class GrowthRates:
 @dataclass(frozen=True, eq=False)
 class MatrixStability:
     """velocity: norm of the flow's velocity at the weights. every: among all displacements; inside, outside: among the
-    decomposable ones and those orthogonal to them, None where the weights are not decomposable in the axes."""
+    decomposable ones and those orthogonal to them, None where the weights are not decomposable in the axes or the
+    Hessian mixes the two."""
 
     velocity: float
     every: GrowthRates
@@ -70,6 +73,8 @@ def matrix_stability(
     if isinstance(objective, MultiTaskRegression):
         every = _visible_entries(hessian, parameters, objective.dim_x)
     inside = None if dim_x is None else _diagonal_entries(hessian, parameters, dim_x)
+    if inside is not None and _mixes(hessian, inside):
+        inside = None
     return MatrixStability(
         float(np.linalg.norm(hessian.gradient)),
         _growth(hessian, every, n_rates),
@@ -143,6 +148,14 @@ def _diagonal_entries(hessian: _Hessian, parameters: Parameters, dim_x: int) -> 
     if hessian.velocity.flatten(tensors)[~diagonal].any():
         return None
     return np.flatnonzero(diagonal)
+
+
+def _mixes(hessian: _Hessian, inside: NDArray[np.intp]) -> bool:
+    """Whether the Hessian takes displacements of these entries out of them; a random one tells, but for chance 0."""
+    displacement = np.zeros(hessian.size)
+    displacement[inside] = np.random.default_rng(0).standard_normal(inside.size)
+    image = hessian(displacement)
+    return bool(np.linalg.norm(np.delete(image, inside)) > _COUPLING * np.linalg.norm(image))
 
 
 def _growth(hessian: _Hessian, entries: NDArray[np.intp], n_rates: int) -> GrowthRates:
