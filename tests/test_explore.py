@@ -206,6 +206,24 @@ def test_trajectory_reaches_no_further_than_asked() -> None:
     assert solve_to(Scenario(), 12.5).t[-1] == 12.5
 
 
+def test_what_was_solved_is_kept_where_it_cannot_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fails_later(scenario: Scenario, t_end: float):  # type: ignore[no-untyped-def]
+        asked.append(t_end)
+        if len(asked) > 1:
+            raise RuntimeError("the flow could not be followed past t = 1.")
+        return solve_to(scenario, 10.0)  # before anything is learnt
+
+    monkeypatch.setattr("mhicl_fast.explore.solution.solve_to", fails_later)
+    solution = solve_scenario(Scenario())
+    assert asked[1] == pytest.approx(30 * asked[0], rel=0.05)
+    assert not solution.settled
+    assert solution.trajectory.t[-1] == 10
+    assert cautions(solution)[0] == "the flow could not be followed past t = 1."
+    assert headline(solution).startswith("No task is learnt by t = 10.")
+
+
 def test_page_draws_the_trajectory(document) -> None:  # type: ignore[no-untyped-def]
     from mhicl_fast.explore.page import Page
 

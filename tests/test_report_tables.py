@@ -30,6 +30,11 @@ from mhicl_fast.train.wording import (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mhicl_fast.plots.save_figures", lambda run: [])
+
+
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
     [
@@ -124,7 +129,6 @@ def test_the_infimum_is_named_as_what_is_known_of_it() -> None:
 
 
 def test_a_plateau_is_not_told_from_the_loss_of_adam_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mhicl_fast.plots.save_figures", lambda run: [])
     seen = {"plateau": None, "escape": None, "asked": True}
     monkeypatch.setattr("mhicl_fast.train.summary.plateau_and_escape", lambda *_: seen)
     config = preset("superposition").with_settings(["steps=2", "eval_prompts=8", "n_prompts=8"])

@@ -112,9 +112,9 @@ def test_trajectories_are_those_of_the_ode(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is damaged, it is not JSON"),
-        ('{"steps": 120, "eval_lo', "is damaged, it is not JSON"),
-        ("\xff", "is damaged, it is not JSON"),
+        ("", "it is not JSON"),
+        ('{"steps": 120, "eval_lo', "it is not JSON"),
+        ("\xff", "it is not JSON"),
         ("{}", "it has no steps, prompts_seen, flow_time, …"),
         ("[]", "must hold a JSON object, got list"),
         ("null", "must hold a JSON object, got NoneType"),
@@ -123,7 +123,7 @@ def test_trajectories_are_those_of_the_ode(finished: Path) -> None:
 def test_a_damaged_summary_is_named(finished: Path, tmp_path: Path, content: str, message: str) -> None:
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "summary.json").write_text(content, encoding="latin-1")
-    with pytest.raises(FolderError, match=rf"summary\.json is damaged.*{message}|{message}"):
+    with pytest.raises(FolderError, match=rf"summary\.json is damaged.*{message}"):
         load_run(tmp_path / "run")
 
 

@@ -211,7 +211,7 @@ def test_losses_of_heads_that_meet_are_approached_and_their_gradient_is_right(he
         assert change / 2 == pytest.approx(np.sum(gradient * step), rel=1e-5)
 
 
-def test_random_starts_with_overlapping_supports_may_end_with_shared_heads():
+def test_overlapping_tasks_that_start_with_the_same_best_head_share_it():
     """One head per task is stable, not the only end: here all tasks start with the same best head, and share it."""
     task = wide_overlaps(signal=1.0)
     mu, omega = np.full((3, 3), 1e-3), np.full((3, 6), 1e-4)

@@ -38,7 +38,11 @@ def _winners_table(solution: Solution) -> str:
     colours = head_colours(solution.scenario.n_heads)
 
     def heads(chosen: tuple[int, ...]) -> str:
-        chips = "".join(f'<b style="background:{colours[head]}">{head}</b>' for head in chosen if head >= 0)
+        chips = "".join(
+            f'<b style="background:{colours[head]};color:{_readable_on(colours[head])}">{head}</b>'
+            for head in chosen
+            if head >= 0
+        )
         return chips or "–"
 
     rows = "".join(
@@ -53,6 +57,12 @@ def _winners_table(solution: Solution) -> str:
         '<tr><th scope="col">head</th><th scope="col">time</th><th scope="col">head</th><th scope="col">time</th></tr>'
         f"</thead><tbody>{rows}</tbody></table>"
     )
+
+
+def _readable_on(colour: str) -> str:
+    """White, or ink where the colour #rrggbb is light."""
+    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else "white"
 
 
 def legend(solution: Solution) -> str:

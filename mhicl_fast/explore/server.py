@@ -15,6 +15,7 @@ from bokeh.application.handlers import FunctionHandler
 from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.util import bind_sockets
+from bokeh.settings import settings
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 
@@ -32,6 +33,7 @@ def run(port: int, open_browser: bool) -> None:
         sockets, port = bind_sockets(ADDRESS, port)
     except OSError as error:
         raise ExploreError(f"cannot listen on {ADDRESS}:{port}: {error.strerror}") from None
+    #settings.resources = "server"  # whatever the environment says: nothing is fetched from elsewhere
     # A page that is closed while it is redrawn is no news.
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
     loop = IOLoop.current()

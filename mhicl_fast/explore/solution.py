@@ -187,7 +187,7 @@ def _picture(trajectory: Trajectory, phases: Phases) -> tuple[float, float, bool
     begins = min(phases.warmup_end if phases.warmup_end > 0 else float(t[1]), arrived)  # nan > 0 is False
     if arrived > _LOG_TIME * _half_way(t, loss):
         return begins / _FACTOR, min(float(t[-1]), _FACTOR * arrived), True
-    way = arrived - begins
+    way = (arrived - begins) or arrived
     first = begins - _BEFORE * way
     return first if first > _FROM_ZERO * begins else 0.0, min(float(t[-1]), arrived + _BEYOND * way), False
 

@@ -12,6 +12,7 @@ from ..train.wording import STATES, count, number
 from .scenario import Scenario
 from .solution import RTOL, Solution
 
+_LONG_STAY = 2.0  # end of a plateau relative to its start beyond which the loss does not just pass by
 _SAME = 0.02  # relative difference of losses that are called the same
 _LARGE_START = 0.05  # share learnt at the start beyond which predictions for small starts are doubtful
 LEADING = " *"  # after the names of theory's losses that are of the leading order where the flow is of the first
@@ -66,8 +67,10 @@ def _who(solution: Solution) -> str:
 def _how_it_ends(solution: Solution) -> str:
     loss, reference = float(solution.trajectory.loss[-1]), solution.reference.loss
     if solution.escape is not None:
+        stay = solution.plateau
+        verb = "rests" if stay is not None and stay.end > _LONG_STAY * stay.start else "slows down"
         return (
-            f"The loss rests near {_reference_name(solution)}, {number(reference, 3)}, then escapes "
+            f"The loss {verb} near {_reference_name(solution)}, {number(reference, 3)}, then escapes "
             f"at t = {number(solution.escape.time, 3)}: heads of opposite sign cancel each other's bias, and it comes "
             f"down to {number(loss, 3)}."
         )

@@ -95,7 +95,7 @@ class _Clock:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._before = float((read_json(file) or {"wall_s": 0.0})["wall_s"])
+        self._before = float((read_json(file, ("wall_s",)) or {"wall_s": 0.0})["wall_s"])
         self._start = time.perf_counter()
 
     def seconds(self) -> float:
