@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ INSIDE = "const inside = Bokeh.index.find_one(model).shadow_el.querySelectorAll(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    environment = os.environ | {"BOKEH_RESOURCES": "cdn"}  # which must not count
+    environment = os.environ | {"BOKEH_RESOURCES": "cdn", "OPENBLAS_NUM_THREADS": "1"}  # the former must not count
     process = subprocess.Popen(
         COMMAND, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -219,7 +220,8 @@ def test_many_moves_are_drawn_together(default: Browser) -> None:
     before = value(default, "status", "tags")[0]
     press(default, "seed", "ARROW_RIGHT", 40)
     default.wait(lambda: "seed=40," in value(default, "call", "text"), "the last seed")
-    assert value(default, "status", "tags")[0] - before < 40
+    time.sleep(1)
+    assert value(default, "status", "tags")[0] - before < 20
 
 
 def test_nothing_overflows(default: Browser) -> None:

@@ -292,3 +292,26 @@ def test_bad_input_is_named() -> None:
         population_loss(task, kq, ov, estimator="exact")
     with pytest.raises(ValueError, match="n_prompts must be at least 1, got 0"):
         population_loss(task, kq, ov, n_prompts=0)
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "conditional"])
+@pytest.mark.parametrize("n_heads", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_prompts", [100, 600])
+def test_the_number_of_threads_changes_no_bit(estimator: str, n_heads: int, n_prompts: int) -> None:
+    task = MultiTaskRegression(30, 3, 40, noise_std=0.1)
+    generator = torch.Generator().manual_seed(n_heads)
+    kq = 0.1 * torch.randn(n_heads, 33, 33, generator=generator)
+    kq[:, 30:, :30] = 0
+    ov = torch.randn(n_heads, 3, 33, generator=generator)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(Objective(task, estimator, n_prompts)(kq, ov, 0))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert other.loss == results[0].loss
+        assert torch.equal(other.grad_kq, results[0].grad_kq)
+        assert torch.equal(other.grad_ov, results[0].grad_ov)

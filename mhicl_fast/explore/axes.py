@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from bokeh.document import Document
 from bokeh.events import DoubleTap
 from bokeh.models import (
     BasicTicker,
@@ -75,25 +76,32 @@ def set_range(axis_range: Range1d, low: float, high: float) -> None:
 class TimeAxis:
     """The axis of flow time that a page's figures share: its range, and its scale, linear or logarithmic."""
 
-    def __init__(self) -> None:
+    def __init__(self, document: Document) -> None:
+        self._document = document
         self.range = Range1d(0, 1)
-        # Made once and shared: a document looks through all of its models whenever it gets a new one.
+        # Made once and shared by all figures.
         self._linear = _Kind(LinearScale(), BasicTicker(desired_num_ticks=6), BasicTickFormatter())
         self._log = _Kind(LogScale(), LogTicker(desired_num_ticks=6), LogTickFormatter(min_exponent=4))
         self._apart = NoOverlap(min_distance=6)
+        self._kind = self._linear
         self._figures: list[Any] = []
 
     def add(self, drawn: Any) -> None:
         """Let a figure, made with this range, follow the scale."""
         self._figures.append(drawn)
         drawn.xaxis[0].major_label_policy = self._apart
-        self._linear.apply(drawn)
+        self._kind.apply(drawn)
 
     def set(self, low: float, high: float, logarithmic: bool) -> None:
         """Limits and scale of all figures."""
         set_range(self.range, low, high)
-        for drawn in self._figures:
-            (self._log if logarithmic else self._linear).apply(drawn)
+        kind = self._log if logarithmic else self._linear
+        if kind is self._kind:
+            return
+        self._kind = kind
+        with self._document.models.freeze():  # it goes through all of its models when one is exchanged: once is enough
+            for drawn in self._figures:
+                kind.apply(drawn)
 
 
 class _Kind(NamedTuple):

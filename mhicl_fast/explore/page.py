@@ -39,7 +39,7 @@ class Page:
         self._waiting, self._drawn = False, 0
         style = InlineStyleSheet(css=_text("text.css"))
         self.controls = Controls(scenario or Scenario(), self._request)
-        self._time = TimeAxis()
+        self._time = TimeAxis(document)
         crosshair = CrosshairTool(overlay=Span(dimension="height", line_color="#B5B5B5", line_width=1))
         self.loss = LossFigure(self._time, crosshair)
         self.panels = Panels(self._time, crosshair)
@@ -88,8 +88,7 @@ class Page:
 
     def _show(self, solution: Solution) -> None:
         self.solution = solution
-        with self.document.models.freeze():  # to look through the document's models once, at the end
-            self._draw(solution)
+        self._draw(solution)
         self._pictures.styles = self.numbers.styles = self.call.styles = _PLAIN
 
     def _draw(self, solution: Solution) -> None:

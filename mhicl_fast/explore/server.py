@@ -33,7 +33,7 @@ def run(port: int, open_browser: bool) -> None:
         sockets, port = bind_sockets(ADDRESS, port)
     except OSError as error:
         raise ExploreError(f"cannot listen on {ADDRESS}:{port}: {error.strerror}") from None
-    #settings.resources = "server"  # whatever the environment says: nothing is fetched from elsewhere
+    settings.resources = "server"  # whatever the environment says: nothing is fetched from elsewhere
     # A page that is closed while it is redrawn is no news.
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
     loop = IOLoop.current()

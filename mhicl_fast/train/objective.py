@@ -213,7 +213,7 @@ def _conditional_sum(
         vectors = vectors @ factor.T
     rows = _rows(vectors)  # (blocks, rows, 1 + H, d)
 
-    by_covariate = rows.permute(0, 3, 2, 1) @ rows.permute(0, 3, 1, 2)  # (blocks, d, 1 + H, 1 + H)
+    by_covariate = _gram(rows.permute(0, 3, 2, 1).contiguous())  # (blocks, d, 1 + H, 1 + H)
     gram = torch.einsum("jc,cmn->jmn", task.support.to(kq.device, torch.float64), by_covariate.double().sum(0))
     # Row (i, j) holds the coefficients of δ_ij x_q − Σ_h U_h[i,j] a_h in (x_q, a_1, …, a_H).
     identity = torch.eye(task.n_tasks, dtype=torch.float64, device=kq.device)
@@ -226,6 +226,14 @@ def _conditional_sum(
             loss = loss + count * task.noise_std**2 * task.n_tasks
     from_covariates = rows[:, :, 1:].flatten(2) @ covariate_block.permute(0, 2, 1).flatten(0, 1)  # Σ_h V_h a_h
     return loss + ordered_sum(from_covariates.square().sum(-1).flatten().double())
+
+
+def _gram(vectors: Tensor) -> Tensor:
+    """v vᵀ of the last two dimensions, (…, n, rows) -> (…, n, n), for few n.
+
+    Elementwise, so that gradients have the same bits for any number of threads; those of a matrix product have not.
+    """
+    return torch.stack([(vectors[..., m : m + 1, :] * vectors).sum(-1) for m in range(vectors.shape[-2])], -2)
 
 
 def _rows(vectors: Tensor) -> Tensor:
