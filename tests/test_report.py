@@ -476,3 +476,27 @@ def test_bad_weights() -> None:
 )
 def test_differences_in_words(value: float, reference: float, error: float, words: str) -> None:
     assert difference(value, reference, error) == words
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"task": "demo"}, TypeError, "task must be a MultiTaskRegression"),
+        ({"kq": np.zeros((1, 5, 5))}, TypeError, "kq must be a torch tensor, got ndarray"),
+        ({"n_prompts": 1.5}, TypeError, "n_prompts must be an integer"),
+        ({"n_prompts": 1}, ValueError, "n_prompts must be 2 or more"),
+    ],
+)
+def test_analyse_names_bad_arguments(change, error, message):
+    task = MultiTaskRegression(4, 1, 20)
+    arguments = {"task": task, "kq": torch.zeros(1, 5, 5), "ov": torch.zeros(1, 1, 5)} | change
+    with pytest.raises(error, match=message):
+        analyse(**arguments)
+
+
+def test_far_from_decomposable_weights_come_with_a_caution():
+    torch.manual_seed(0)
+    task = MultiTaskRegression(4, 1, 50)
+    random = str(analyse(task, 0.1 * torch.randn(2, 5, 5), 0.1 * torch.randn(2, 1, 5), n_prompts=64, length_prompts=8))
+    assert "those of the nearest decomposable weights" in random
+    assert "first order" not in "".join(line for line in random.splitlines() if line.startswith("loss at"))

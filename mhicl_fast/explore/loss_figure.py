@@ -11,18 +11,12 @@ from bokeh.models import ColumnDataSource, CrosshairTool, FixedTicker, HoverTool
 from matplotlib.ticker import MaxNLocator
 
 from ..plots.labels import spread
-from ..plots.style import EMERGENCE, INK, ROUND, round_numbers
+from ..plots.style import INK, PHASES, ROUND, round_numbers
 from ..train.wording import number
 from .axes import FONT, TimeAxis, plain_figure, set_range
 from .solution import Solution
 from .wording import theory_lines
 
-# Name, colour of the band and of the name.
-PHASES = (
-    ("warm-up", "#F0F0F0", "#6B6B6B"),
-    ("emergence", EMERGENCE, "#9C5A00"),
-    ("convergence", "#E1F0E8", "#1F6B4A"),
-)
 _LABELS, _VALUES, _TIME_AXIS = 228, 62, 40  # pixels beside and below the frame
 _FRAME = 180  # pixels, the least height of the frame
 _LINE = 17  # of a label

@@ -14,12 +14,12 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from ..train.loaded import LoadedRun
 from .labels import spread
 from .style import (
-    EMERGENCE,
     FAINT,
     GREEN,
     INK,
     ORDER_COLOURS,
     ORDER_NAMES,
+    PHASES,
     PURPLE,
     ROUND,
     axes_at,
@@ -38,12 +38,6 @@ _LABEL = 10  # points
 _OFF_SCALE = 4  # a Bayes risk this factor below everything else is named at the edge rather than drawn
 _LOG_LOSS = 4  # the loss is drawn logarithmically where it falls by this factor
 _STEP_SPACING, _NARROWEST_PHASE = 0.07, 0.01  # of the axes' width
-
-_PHASES = (
-    ("warm-up", "#F0F0F0", "#6B6B6B"),
-    ("emergence", EMERGENCE, "#9C5A00"),
-    ("convergence", "#E1F0E8", "#1F6B4A"),
-)
 
 
 class _Line(NamedTuple):
@@ -97,7 +91,7 @@ def _title(run: LoadedRun, summary: Mapping[str, Any], phases: int) -> str:
     change = f"from {run.metrics['loss'][0]:.3g} to {summary['eval_loss']:.3g}"
     if summary["phases"]["emergence_end"] is None:
         return f"No task is learnt: the loss goes {change}"
-    return f"The loss falls {change}" + (" in three phases" if phases == len(_PHASES) else "")
+    return f"The loss falls {change}" + (" in three phases" if phases == len(PHASES) else "")
 
 
 def _theory_lines(theory: Mapping[str, Any], n_tasks: int) -> list[_Line]:
@@ -180,7 +174,7 @@ def _draw_phases(axes: Axes, phases: Mapping[str, Any]) -> int:
     renderer = FigureCanvasAgg(axes.figure.get_figure(root=True)).get_renderer()
     texts, centres, sizes = [], [], []
     to_axes = axes.transAxes.inverted()
-    for (name, band, colour), start, end in zip(_PHASES, edges[:-1], edges[1:]):
+    for (name, band, colour), start, end in zip(PHASES, edges[:-1], edges[1:]):
         places = to_axes.transform(axes.transData.transform([(start, 1), (end, 1)]))[:, 0]
         if places[1] - places[0] < _NARROWEST_PHASE:
             continue

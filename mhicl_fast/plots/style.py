@@ -40,6 +40,11 @@ INK, FAINT = "#222222", "#8A8A8A"
 ORDER_COLOURS = {"first": BLUE, "leading": ORANGE}
 ORDER_NAMES = {"first": "1st order", "leading": "leading order"}
 EMERGENCE = "#FBE6CC"  # the band of the phase in which tasks are learnt
+PHASES = (  # name, colour of the band and of the name
+    ("warm-up", "#F0F0F0", "#6B6B6B"),
+    ("emergence", EMERGENCE, "#9C5A00"),
+    ("convergence", "#E1F0E8", "#1F6B4A"),
+)
 DIVERGING = "RdBu"  # white is zero, blue positive
 
 ROUND = (1, 2, 2.5, 5, 10)  # first digits of the numbers at ticks

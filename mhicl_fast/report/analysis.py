@@ -98,6 +98,7 @@ def analyse(
     n_prompts prompts that was made already, which is then not repeated. Raises ValueError or TypeError for weights of
     other shapes or types, as `population_loss` does, and for lengths that are not whole numbers from 1 on.
     """
+    _check_arguments(task, kq, ov, n_prompts)
     kq, ov = kq.detach(), ov.detach()
     loss = loss or evaluate(task, kq, ov, n_prompts, seed=seed)
     values = decompose(kq, ov, task.dim_x, support=task.support, signal=task.signal)
@@ -163,6 +164,19 @@ def _known_blocks(task: MultiTaskRegression, kq: Tensor, ov: Tensor) -> tuple[Te
     kq[:, d:, :d] = 0
     ov[:, :, :d] = 0
     return kq, ov
+
+
+def _check_arguments(task: MultiTaskRegression, kq: Tensor, ov: Tensor, n_prompts: int) -> None:
+    """What no function called later would say as clearly."""
+    if not isinstance(task, MultiTaskRegression):
+        raise TypeError(f"task must be a MultiTaskRegression (of a run: run.config.task()), got {type(task).__name__}")
+    for name, weights in (("kq", kq), ("ov", ov)):
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"{name} must be a torch tensor, got {type(weights).__name__}")
+    if isinstance(n_prompts, bool) or not isinstance(n_prompts, int):
+        raise TypeError(f"n_prompts must be an integer, got {n_prompts!r}")
+    if n_prompts < 2:
+        raise ValueError(f"n_prompts must be 2 or more, for a standard error, got {n_prompts}")
 
 
 def analyse_run(run: LoadedRun) -> Analysis:

@@ -59,6 +59,8 @@ def _along_the_ode(found: Findings) -> Iterator[Comparison]:
         )
     if noise > 0.1 * distance["loss_gap"]:
         reasons.append(f"recorded losses are estimates that scatter by {number(100 * noise, 2)} % of the range")
+    if found.config.estimator != "asymptotic":
+        reasons.append(f"gradients of {found.config.n_prompts} prompts are noisy, which moves the tasks in time")
     reasons.append(approximation(distance["order"], found.config.context_length))
     yield Comparison(
         "Loss along the run",
@@ -151,7 +153,7 @@ def _final_values(found: Findings) -> Iterator[Comparison]:
     tasks = [task for task, _ in found.owners]
     root = np.sqrt(found.task.support_sizes.numpy())
     for symbol, run, all_theory in (
-        ("ω√d", found.owned_values[0], root * np.array(state["omega"])),
+        ("ω√dᵢ", found.owned_values[0], root * np.array(state["omega"])),
         ("μ", found.owned_values[1], np.array(state["mu"])),
     ):
         theory = all_theory[tasks]

@@ -43,7 +43,7 @@ def _final_values(found: Findings) -> Table | None:
     if not found.owners:
         return None
     root = np.sqrt(found.task.support_sizes.numpy())
-    header = ["Task", "Head", "ω√d", "μ", "Share μ·ω"]
+    header = ["Task", "Head", "ω√dᵢ", "μ", "Share μ·ω"]
     rows = [
         [
             f"task {task}",
@@ -60,7 +60,7 @@ def _final_values(found: Findings) -> Table | None:
     )
     if found.reference is not None and found.reference[1].get("omega") is not None:
         name, state = found.reference
-        header[3:3] = ["ω√d, theory"]
+        header[3:3] = ["ω√dᵢ, theory"]
         header[5:5] = ["μ, theory"]
         for row, (task, _) in zip(rows, found.owners):
             row[3:3] = [number(state["omega"][task] * root[task])]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..spectral._inputs import SHORTEST_FIRST_ORDER_CONTEXT
 from ..train.wording import STATES, align, count, number, several, state_label, uncertain
 from .told import roles_told
 
 if TYPE_CHECKING:
     from .analysis import Analysis
+
+FAR = 0.1  # a distance from decomposable weights that predictions from semi-singular values do not survive
 
 
 def analysis_lines(analysis: Analysis) -> str:
@@ -37,9 +40,11 @@ def analysis_lines(analysis: Analysis) -> str:
 
 def _weights(analysis: Analysis) -> list[tuple[str, str]]:
     found = analysis.decomposition
-    basis = "identifiable" if found.bases.identifiable else "not identifiable: some columns may be rotated at will"
+    basis = "identifiable" if found.bases.identifiable else "determined up to columns of equal values"
     rows = [("distance from decomposable", f"{number(found.residual, 3)} of the norm; basis {basis}")]
     rows += [(f"  by {cause}", number(size, 3)) for cause, size in analysis.departures.items()]
+    if found.residual > FAR:
+        rows.append(("  caution", "values, roles and predictions below are those of the nearest decomposable weights"))
     rows += [(f"head {head}: μ", several(mu)) for head, mu in enumerate(found.mu)]
     return rows + [(f"head {head}: ω", several(omega)) for head, omega in enumerate(found.omega)]
 
@@ -63,6 +68,7 @@ def _lengths(analysis: Analysis) -> list[tuple[str, str]]:
     for k, length in enumerate(analysis.lengths.lengths):
         told = uncertain(float(analysis.lengths.loss[k]), float(analysis.lengths.standard_error[k]))
         for order, curve in analysis.predicted_lengths.items():
-            told += f", {order} order {number(float(curve.loss[k]))}"
+            if order == "leading" or length >= SHORTEST_FIRST_ORDER_CONTEXT:
+                told += f", {order} order {number(float(curve.loss[k]))}"
         rows.append((f"loss at {count(int(length), 'example')}", told))
     return rows

@@ -39,12 +39,13 @@ class Flow(ABC):
         self.problem = problem
         self.shapes = [array.shape for array in start]
         self.start = np.concatenate([array.reshape(-1) for array in start])
+        ends = np.cumsum([array.size for array in start]).tolist()
+        self._slices = [slice(first, end) for first, end in zip([0, *ends[:-1]], ends)]
 
     def unpack(self, states: Floats) -> list[Floats]:
         """(..., size) -> the arrays, each (..., its shape)."""
-        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
-        parts = np.split(states, ends[:-1], axis=-1)
-        return [part.reshape(states.shape[:-1] + shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        leading = states.shape[:-1]
+        return [states[..., part].reshape(leading + shape) for part, shape in zip(self._slices, self.shapes)]
 
     def pack(self, arrays: Sequence[Floats]) -> Floats:
         """The inverse of `unpack` for a batch: (B, ...) arrays -> (B, size)."""

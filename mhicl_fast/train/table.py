@@ -84,20 +84,20 @@ def ode_table(config: RunConfig, order: str, trajectory: spectral.Trajectory) ->
 def theory_table(task: MultiTaskRegression, n_heads: int) -> str:
     """What theory says about `task` for models with `n_heads` heads, as aligned lines for a person to read.
 
-    Every state with its loss, its excess over a noisy target's noise, the loss and the values ω√d and μ of each task,
+    Every state with its loss, its excess over a noisy target's noise, the loss and the values ω√dᵢ and μ of each task,
     and how it was found; ratios of excess losses; the reason for each state that is left out. Raises ValueError as
     `spectral.theory` does.
     """
     theory = spectral.theory(task, n_heads)
     known = theory.to_dict()
-    header = ("state", "loss", "excess", "loss of each task", "ω√d", "μ", "source")
+    header = ("state", "loss", "excess", "loss of each task", "ω√dᵢ", "μ", "source")
     states = [
         _state_row(task, state_label(name, known[name]), known[name]) for name in STATES if known.get(name) is not None
     ]
     ratios = [(ratio_label(name), number(value)) for name, value in known["ratios"].items()]
     parts = [
         align([("task", repr(task)), ("heads", str(n_heads))]),
-        align([header, *states]),
+        align([header, *states]) + "\nω and μ of the head that serves a task, which reads dᵢ covariates",
         align([("ratio of excess losses", ""), *ratios]) if ratios else "",
         align([("left out", ""), *missing_states(known)]) if missing_states(known) else "",
         align([("notes", ""), *remarks(known)]) if remarks(known) else "",

@@ -58,10 +58,11 @@ def matrix_flow(
     """θ' = −∂Loss/∂θ for all weights of `Combined` or `Factored` parameters in float64, from t = 0 to `t_end`.
 
     objective: a MultiTaskRegression, for its closed-form loss (`spectral.asymptotic_loss`) at `order`, any supports and
-    covariance; or a function (kq (H, D, D), ov (H, I, D)) -> scalar tensor, differentiable and the same at every call,
-    as a frozen set of prompts is: `lambda kq, ov: population_loss(task, kq, ov, seed=0, step=0)`; `order` is then
-    unused. At leading order the closed form has det(G)^−½ where `spectral.solve` has exp tr(W_hᵀW_g), its limit for
-    many covariates; `spectral.exponential_loss` is the closed form with the latter.
+    covariance, which needs logits that read no labels and outputs that read no covariates; or a function
+    (kq (H, D, D), ov (H, I, D)) -> scalar tensor, differentiable and the same at every call, as a frozen set of prompts
+    is: `lambda kq, ov: population_loss(task, kq, ov, seed=0, step=0)`; `order` is then unused. At leading order the
+    closed form has det(G)^−½ where `spectral.solve` has exp tr(W_hᵀW_g), its limit for many covariates;
+    `spectral.exponential_loss` is the closed form with the latter.
 
     rtol, atol: the error of one step in each head of each tensor, ‖error‖ ≤ atol + rtol ‖θ‖ in Euclidean norms, so
     that steps do not depend on the basis. Unstable directions that are excited by less than atol are followed in
