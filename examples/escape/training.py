@@ -9,8 +9,7 @@ import torch
 
 from mhicl_fast import spectral
 from mhicl_fast.tasks import MultiTaskRegression
-from mhicl_fast.train import Factored, GradientFlow, Objective
-from mhicl_fast.train.parameters import pull_back
+from mhicl_fast.train import Factored, GradientFlow, Objective, pull_back
 
 RECORDS = 200
 

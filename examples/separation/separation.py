@@ -23,9 +23,16 @@ from figures import heads_figure, law_figure, tasks_figure
 
 from mhicl_fast import spectral
 from mhicl_fast.tasks import MultiTaskRegression
-from mhicl_fast.train import Combined, Evaluation, Factored, GradientFlow, Objective, evaluate
-from mhicl_fast.train.parameters import pull_back
-from mhicl_fast.train.starts import balanced_decomposable
+from mhicl_fast.train import (
+    Combined,
+    Evaluation,
+    Factored,
+    GradientFlow,
+    Objective,
+    balanced_decomposable,
+    evaluate,
+    pull_back,
+)
 
 SIZE, NOISE = 10, 1.0  # covariates of each task, standard deviation of the label noise: a signal-to-noise ratio of 10
 EVALUATION_SEED, START_SEED = 1 << 40, 0

@@ -9,8 +9,8 @@ from .matrix.stability import GrowthRates, MatrixStability, matrix_stability
 from .matrix.trajectory import MatrixTrajectory, SpectralPath
 from .objective import Evaluation, LossAndGradients, Objective, evaluate, population_loss
 from .optimisers import Adam, GradientFlow, MomentumSGD
-from .parameters import Combined, Factored
-from .starts import initial_parameters
+from .parameters import Combined, Factored, pull_back
+from .starts import balanced_decomposable, initial_parameters
 
 __all__ = [
     "Adam",
@@ -31,6 +31,7 @@ __all__ = [
     "Objective",
     "RunConfig",
     "SpectralPath",
+    "balanced_decomposable",
     "evaluate",
     "initial_parameters",
     "load_run",
@@ -38,6 +39,7 @@ __all__ = [
     "matrix_stability",
     "measure_lengths",
     "population_loss",
+    "pull_back",
     "resume",
     "run",
 ]
