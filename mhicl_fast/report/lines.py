@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..spectral._inputs import SHORTEST_FIRST_ORDER_CONTEXT
+from ..train.summary import FAR_FROM_DECOMPOSABLE
 from ..train.wording import STATES, align, count, number, several, state_label, uncertain
 from .told import roles_told
 
 if TYPE_CHECKING:
     from .analysis import Analysis
-
-FAR = 0.1  # a distance from decomposable weights that predictions from semi-singular values do not survive
 
 
 def analysis_lines(analysis: Analysis) -> str:
@@ -43,7 +42,7 @@ def _weights(analysis: Analysis) -> list[tuple[str, str]]:
     basis = "identifiable" if found.bases.identifiable else "determined up to columns of equal values"
     rows = [("distance from decomposable", f"{number(found.residual, 3)} of the norm; basis {basis}")]
     rows += [(f"  by {cause}", number(size, 3)) for cause, size in analysis.departures.items()]
-    if found.residual > FAR:
+    if found.residual > FAR_FROM_DECOMPOSABLE:
         rows.append(("  caution", "values, roles and predictions below are those of the nearest decomposable weights"))
     rows += [(f"head {head}: μ", several(mu)) for head, mu in enumerate(found.mu)]
     return rows + [(f"head {head}: ω", several(omega)) for head, omega in enumerate(found.omega)]

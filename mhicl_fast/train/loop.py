@@ -97,12 +97,13 @@ class _Clock:
         self._file = file
         self._before = float((read_json(file, ("wall_s",)) or {"wall_s": 0.0})["wall_s"])
         self._start = time.perf_counter()
+        self._machine = machine()
 
     def seconds(self) -> float:
         return self._before + time.perf_counter() - self._start
 
     def store(self, *, complete: bool = False) -> None:
-        write_json(self._file, {"wall_s": self.seconds(), "complete": complete, "machine": machine()})
+        write_json(self._file, {"wall_s": self.seconds(), "complete": complete, "machine": self._machine})
 
 
 @dataclass(eq=False)

@@ -24,7 +24,7 @@ SUMMARY_KEYS = (
     *("plateau", "escape", "theory", "ode_distance", "ode", "residual"),
     *("effective_examples", "predicted_effective_examples", "wall_s", "steps_per_second"),
 )
-_DECOMPOSABLE_ENOUGH = 0.1  # a residual above this: the loss alone does not tell the state
+FAR_FROM_DECOMPOSABLE = 0.1  # a residual above this: semi-singular values do not predict what such weights do
 
 
 def summarise(
@@ -131,7 +131,7 @@ def _plateau(
 ) -> dict[str, Any]:
     """`plateau_and_escape` of the run; none for Adam's runs that do not come near decomposable weights, in which a loss
     near that of a state is a coincidence."""
-    if config.optimizer == "adam" and residual > _DECOMPOSABLE_ENOUGH:
+    if config.optimizer == "adam" and residual > FAR_FROM_DECOMPOSABLE:
         return {"plateau": None, "escape": None}
     return plateau_and_escape(metrics["flow_time"], _running_median(metrics["loss"]), theory, "first")
 
