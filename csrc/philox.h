@@ -20,7 +20,33 @@ inline constexpr int kWords = 4;
 inline constexpr int kLanes = 16;
 inline constexpr int kGroup = kWords * kLanes;
 
-inline constexpr std::uint32_t kCovariates = 0, kLabels = 1;
+// What the streams of a prompt with `dim_x` covariates and `n_tasks` tasks hold:
+//   CONTEXT  the context's whitened covariates, dim_x columns in tiles
+//   PROMPT   the query's whitened covariates, the coefficients task by task, the noise of the query's labels, and from
+//            the next multiple of 16 on the noise of the context's labels, n_tasks columns in tiles
+// In tiles means: the columns of tokens 0 to 15 one after the other, then those of tokens 16 to 31, and so on.
+inline constexpr std::uint32_t kContext = 0, kPrompt = 1;
+inline constexpr int kTile = kLanes;
+
+// The element of a token's column, counted from the first tile's.
+MHICL_HOST_DEVICE constexpr std::int64_t in_tiles(std::int64_t token, std::int64_t column, std::int64_t columns) {
+  return kTile * (token / kTile * columns + column) + token % kTile;
+}
+
+// Elements in the tiles of that many tokens.
+MHICL_HOST_DEVICE constexpr std::int64_t tiled_size(std::int64_t tokens, std::int64_t columns) {
+  return (tokens + kTile - 1) / kTile * kTile * columns;
+}
+
+MHICL_HOST_DEVICE constexpr std::int64_t first_coefficient(std::int64_t dim_x) { return dim_x; }
+
+MHICL_HOST_DEVICE constexpr std::int64_t first_query_noise(std::int64_t dim_x, std::int64_t n_tasks) {
+  return dim_x + n_tasks * dim_x;
+}
+
+MHICL_HOST_DEVICE constexpr std::int64_t first_context_noise(std::int64_t dim_x, std::int64_t n_tasks) {
+  return tiled_size(first_query_noise(dim_x, n_tasks) + n_tasks, 1);
+}
 
 // One prompt's stream: the key, and all of the counter except the index of the block.
 struct Stream {

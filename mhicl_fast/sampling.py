@@ -13,9 +13,17 @@ word c3  prompt, high 24 bits; the stream in the top 8 bits
 Elements e = 64 g + 16 k + j (0 ≤ k < 4, 0 ≤ j < 16) take word k of block 16 g + j. So sixteen (or eight) blocks in the
 lanes of a vector yield runs of consecutive elements, and any range of a stream can be made without what precedes it.
 
-A prompt has two streams. `COVARIATES` holds the whitened covariates, d numbers per token, the query first and the
-context after it. `LABELS` holds, task by task, the d coefficients of each task, then the I noises of the query and of
-each context token. A shorter context is therefore a prefix of a longer one, and the covariates do not depend on tasks.
+A prompt has two streams, in which context tokens go in tiles of 16, column by column within a tile: token l's column
+j of c is element 16 (⌊l/16⌋ c + j) + l mod 16. So the tokens of a tile come out in the lanes of a vector, and a block's
+words in one lane belong to one token.
+
+=========  ======================================================================================================
+`CONTEXT`  the context's whitened covariates, d columns in tiles
+`PROMPT`   the query's d whitened covariates; the d coefficients of each task, task by task; the I noises of the
+           query's label; and from the next multiple of 16 on the noises of the context's labels, I columns in tiles
+=========  ======================================================================================================
+
+A shorter context is therefore a prefix of a longer one, and the covariates do not depend on the tasks.
 
 The compiled sampler is tested against this module: its integers to the bit, its normals to rounding.
 
@@ -24,11 +32,13 @@ Source: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as eas
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-COVARIATES = 0
-LABELS = 1
+CONTEXT = 0
+PROMPT = 1
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -36,6 +46,7 @@ KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)  # the golden ratio and √3 − 1, as
 
 LANES = 16
 GROUP = 4 * LANES
+TILE = LANES
 MAX_SEED = 2**64 - 1
 MAX_STEP = 2**32 - 1
 MAX_PROMPT = 2**56 - 1
@@ -99,6 +110,45 @@ def normals(
     return pairs.reshape(-1)[skipped : skipped + count]
 
 
+def tiled_elements(n_tokens: int, n_columns: int) -> NDArray[np.int64]:
+    """Which element holds each token's number of each column, counted from the first tile's: (tokens, columns)."""
+    tile, lane = np.divmod(np.arange(n_tokens, dtype=np.int64), TILE)
+    return TILE * (tile[:, None] * n_columns + np.arange(n_columns)) + lane[:, None]
+
+
+def tiled_size(n_tokens: int, n_columns: int) -> int:
+    """How many elements the tiles of that many tokens take."""
+    return -(-n_tokens // TILE) * TILE * n_columns
+
+
+class PromptOffsets(NamedTuple):
+    """Where each part of the stream `PROMPT` begins after the query's covariates, which begin it."""
+
+    coefficients: int
+    query_noise: int
+    context_noise: int
+
+
+def prompt_offsets(dim_x: int, n_tasks: int) -> PromptOffsets:
+    """The parts of the stream `PROMPT` for d covariates and I tasks."""
+    query_noise = dim_x + n_tasks * dim_x
+    return PromptOffsets(dim_x, query_noise, tiled_size(query_noise + n_tasks, 1))
+
+
+def stream_lengths(context_length: int, dim_x: int, n_tasks: int) -> tuple[int, int]:
+    """Elements of a prompt's streams `CONTEXT` and `PROMPT`, each of which can be `MAX_ELEMENTS` long."""
+    noise = prompt_offsets(dim_x, n_tasks).context_noise
+    return tiled_size(context_length, dim_x), noise + tiled_size(context_length, n_tasks)
+
+
+def covariates(
+    context_length: int, dim_x: int, *, seed: int, step: int, prompt: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One prompt's whitened covariates ξ: of the context (L, d) and of the query (d,)."""
+    xi = normals(seed, step, prompt, CONTEXT, tiled_size(context_length, dim_x))
+    return xi[tiled_elements(context_length, dim_x)], normals(seed, step, prompt, PROMPT, dim_x)
+
+
 def multi_task_prompt(
     coefficient_scale: NDArray[np.float64],
     context_length: int,
@@ -116,18 +166,19 @@ def multi_task_prompt(
     A = `covariance_factor` (d, d), x = A ξ; y = βᵀx + σ ε, and the target has its noise only if `noisy_target`.
     """
     n_tasks, dim_x = coefficient_scale.shape
-    n_tokens = 1 + context_length
-    x = normals(seed, step, prompt, COVARIATES, n_tokens * dim_x).reshape(n_tokens, dim_x)
+    x, query = covariates(context_length, dim_x, seed=seed, step=step, prompt=prompt)
     if covariance_factor is not None:
-        x = x @ covariance_factor.T
-    labels = normals(seed, step, prompt, LABELS, n_tasks * dim_x + n_tokens * n_tasks)
-    beta = coefficient_scale * labels[: n_tasks * dim_x].reshape(n_tasks, dim_x)
-    noise = labels[n_tasks * dim_x :].reshape(n_tokens, n_tasks)
-    noise_scale = np.full((n_tokens, 1), noise_std)
-    noise_scale[0] = noise_std if noisy_target else 0.0
-    y = x @ beta.T + noise_scale * noise
-    context = np.concatenate([x[1:], y[1:]], axis=1)
-    return context, np.concatenate([x[0], np.zeros(n_tasks)]), y[0]
+        x, query = x @ covariance_factor.T, covariance_factor @ query
+    _, length = stream_lengths(context_length, dim_x, n_tasks)
+    numbers = normals(seed, step, prompt, PROMPT, length)
+    at = prompt_offsets(dim_x, n_tasks)
+    beta = coefficient_scale * numbers[at.coefficients : at.query_noise].reshape(n_tasks, dim_x)
+    noise = numbers[at.context_noise + tiled_elements(context_length, n_tasks)]
+    y = x @ beta.T + noise_std * noise
+    target = beta @ query
+    if noisy_target:
+        target += noise_std * numbers[at.query_noise : at.query_noise + n_tasks]
+    return np.concatenate([x, y], axis=1), np.concatenate([query, np.zeros(n_tasks)]), target
 
 
 def check_address(seed: int, step: int, first_prompt: int, n_prompts: int) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mhicl_fast import _extension  # noqa: F401  (registers the operators)
-from mhicl_fast.sampling import MAX_ELEMENTS, check_address
+from mhicl_fast.sampling import MAX_ELEMENTS, check_address, stream_lengths
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SYMMETRY_TOLERANCE = 1e-10  # relative to the covariance's largest entry: what rounding leaves of A @ A.T
@@ -284,12 +284,11 @@ class MultiTaskRegression:
         return f"MultiTaskRegression({', '.join(parts)})"
 
     def _check_stream_lengths(self) -> None:
-        covariates = (self._context_length + 1) * self._dim_x
-        labels = (self._context_length + 1 + self._dim_x) * self._n_tasks
-        if max(covariates, labels) > MAX_ELEMENTS:
+        longest = max(stream_lengths(self._context_length, self._dim_x, self._n_tasks))
+        if longest > MAX_ELEMENTS:
             raise ValueError(
-                f"a prompt can hold 2**34 covariates and as many labels, got context_length={self._context_length} "
-                f"with dim_x={self._dim_x}, n_tasks={self._n_tasks}"
+                f"a prompt's streams hold 2**34 random numbers each, got context_length={self._context_length} with "
+                f"dim_x={self._dim_x}, n_tasks={self._n_tasks}, which takes {longest}"
             )
 
 

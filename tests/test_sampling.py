@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mhicl_fast import _extension, sampling
-from mhicl_fast.sampling import COVARIATES, LABELS
+from mhicl_fast.sampling import CONTEXT, PROMPT
 from mhicl_fast.tasks import MultiTaskRegression
 
 # Philox4x32-10 as published with the Random123 library (counter, key, result).
@@ -31,20 +31,20 @@ KNOWN_ANSWERS = [
 
 # (seed, step, prompt, stream, first element, count): every part at its ends, ranges that begin and end inside groups.
 ADDRESSES = [
-    (0, 0, 0, COVARIATES, 0, 40_000),
-    (1, 2, 3, LABELS, 0, 64),
-    (2**64 - 1, 2**32 - 1, 2**56 - 1, LABELS, 63, 2),
-    (2**63, 5, 2**32, COVARIATES, 17, 333),
-    (2**63 - 1, 5, 2**32 - 1, COVARIATES, 128, 0),
-    (0x299F31D0A4093822, 2**31, 2**55 + 12345, LABELS, 2**34 - 100, 100),
+    (0, 0, 0, CONTEXT, 0, 40_000),
+    (1, 2, 3, PROMPT, 0, 64),
+    (2**64 - 1, 2**32 - 1, 2**56 - 1, PROMPT, 63, 2),
+    (2**63, 5, 2**32, CONTEXT, 17, 333),
+    (2**63 - 1, 5, 2**32 - 1, CONTEXT, 128, 0),
+    (0x299F31D0A4093822, 2**31, 2**55 + 12345, PROMPT, 2**34 - 100, 100),
     (7, 1, 9, 255, 2**33 - 50, 100),
 ]
 
 TOLERANCE = {"float32": 4e-7, "float64": 1e-14}  # relative to max(1, |z|)
 MAX_Z = 4.5  # standard errors: one honest statistic in 150,000 is further out
 
-# Where the words at the edges of Box-Muller stand in the stream of labels of seed 2024, step 0, prompt 0: u next to 0,
-# ½ and 1, θ at the quarter turns and beside an odd eighth.
+# Where the words at the edges of Box-Muller stand in the stream of seed 2024, step 0, prompt 0: u next to 0, ½ and 1, θ
+# at the quarter turns and beside an odd eighth.
 EDGES = [
     (13976536618, 0x00000000),
     (10877014091, 0x7FFFFFFF),
@@ -124,19 +124,65 @@ def test_philox_known_answers_in_a_batch() -> None:
 def test_words_follow_the_layout() -> None:
     """Every element's word, found from the documented address one at a time."""
     seed, step, prompt = 0x299F31D0A4093822, 0x13198A2E, 0xABCDEF << 32 | 0x85A308D3
-    words = sampling.words(seed, step, prompt, LABELS, 200)
+    words = sampling.words(seed, step, prompt, PROMPT, 200)
     for element in (0, 15, 16, 63, 64, 100, 199):
         group, rest = divmod(element, 64)
         k, j = divmod(rest, 16)
-        counter = (16 * group + j, 0x85A308D3, step, LABELS << 24 | 0xABCDEF)
+        counter = (16 * group + j, 0x85A308D3, step, PROMPT << 24 | 0xABCDEF)
         assert words[element] == sampling.philox4x32(counter, (0xA4093822, 0x299F31D0))[k]
 
 
 def test_any_range_of_a_stream_is_part_of_the_whole() -> None:
-    whole = sampling.normals(3, 1, 4, COVARIATES, 500)
+    whole = sampling.normals(3, 1, 4, CONTEXT, 500)
     for first, count in [(0, 0), (0, 1), (63, 2), (64, 64), (100, 333), (499, 1)]:
-        part = sampling.normals(3, 1, 4, COVARIATES, count, first_element=first)
+        part = sampling.normals(3, 1, 4, CONTEXT, count, first_element=first)
         np.testing.assert_array_equal(part, whole[first : first + count])
+
+
+@pytest.mark.parametrize(
+    ("dim_x", "n_tasks", "length", "noises_begin"), [(1, 1, 0, 16), (5, 1, 40, 16), (17, 3, 35, 80), (2, 7, 16, 32)]
+)
+def test_prompts_follow_the_layout(dim_x: int, n_tasks: int, length: int, noises_begin: int) -> None:
+    """Every number of a prompt, found from the documented layout one at a time."""
+    seed, step, prompt, noise_std = 3, 4, 5, 0.7
+    of_context = sampling.normals(seed, step, prompt, CONTEXT, 2000)
+    of_prompt = sampling.normals(seed, step, prompt, PROMPT, 1000)
+    rng = np.random.default_rng(0)
+    scale, factor = rng.random((n_tasks, dim_x)), np.tril(rng.random((dim_x, dim_x)))
+
+    beta = np.array([[scale[i, j] * of_prompt[dim_x + i * dim_x + j] for j in range(dim_x)] for i in range(n_tasks)])
+    context = np.empty((length, dim_x + n_tasks))
+    for token in range(length):
+        tile, lane = token // 16, token % 16
+        xi = [of_context[16 * (tile * dim_x + j) + lane] for j in range(dim_x)]
+        noise = [of_prompt[noises_begin + 16 * (tile * n_tasks + i) + lane] for i in range(n_tasks)]
+        context[token, :dim_x] = factor @ xi
+        context[token, dim_x:] = beta @ context[token, :dim_x] + noise_std * np.array(noise)
+    query = factor @ of_prompt[:dim_x]
+    first = dim_x + n_tasks * dim_x
+    target = beta @ query + noise_std * of_prompt[first : first + n_tasks]
+
+    address = {"seed": seed, "step": step, "prompt": prompt}
+    found = sampling.multi_task_prompt(
+        scale, length, **address, noise_std=noise_std, noisy_target=True, covariance_factor=factor
+    )
+    for part, expected in zip(found, (context, np.append(query, np.zeros(n_tasks)), target), strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-12, atol=1e-13)
+    tiles = -(-length // 16)
+    lengths = sampling.stream_lengths(length, dim_x, n_tasks)
+    assert lengths == (16 * tiles * dim_x, noises_begin + 16 * tiles * n_tasks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_ranges_are_parts_of_the_whole_and_write_nothing_else(dtype: torch.dtype) -> None:
+    whole = compiled_normals(3, 1, 4, PROMPT, 0, 300, dtype)
+    for first in (0, 1, 15, 31, 32, 33, 63, 64, 100):
+        for count in range(150):
+            around = torch.full((count + 64,), torch.nan, dtype=dtype)
+            torch.ops.mhicl.philox_normals(around[32 : 32 + count], **operator_address(3, 1, 4, PROMPT, first))
+            np.testing.assert_array_equal(around[32 : 32 + count], whole[first : first + count])
+            assert around[:32].isnan().all()
+            assert around[32 + count :].isnan().all()
 
 
 @pytest.fixture(scope="module", params=["portable", "avx2", "avx512"])
@@ -181,7 +227,7 @@ def test_prompts_of_every_instruction_set(isa_results: dict[str, NDArray]) -> No
 @pytest.mark.parametrize(("element", "word"), EDGES)
 def test_normals_at_the_edges(element: int, word: int, dtype: torch.dtype) -> None:
     """Relative accuracy of both normals: the radius is exact next to u = 0 and u = 1, the angle at its zeros."""
-    address = (2024, 0, 0, LABELS)
+    address = (2024, 0, 0, PROMPT)
     first = element - 16 * (element // 16 % 2)
     assert sampling.words(*address, 1, first_element=element) == [word]
     expected = sampling.normals(*address, 17, first_element=first)[::16]
@@ -198,7 +244,7 @@ def draws() -> NDArray:
     for seed in range(2):
         for step in range(2):
             for prompt in range(3):
-                result[seed, step, prompt] = compiled_normals(seed, step, prompt, COVARIATES, 0, count, torch.float32)
+                result[seed, step, prompt] = compiled_normals(seed, step, prompt, CONTEXT, 0, count, torch.float32)
     return result
 
 
@@ -241,12 +287,12 @@ def test_neighbours_are_uncorrelated(draws: NDArray, axis: int) -> None:
 
 def test_streams_are_uncorrelated() -> None:
     count = 2**18
-    assert_uncorrelated(sampling.normals(0, 0, 0, COVARIATES, count), sampling.normals(0, 0, 0, LABELS, count))
+    assert_uncorrelated(sampling.normals(0, 0, 0, CONTEXT, count), sampling.normals(0, 0, 0, PROMPT, count))
 
 
 def test_bits_of_words_are_fair() -> None:
     words = torch.empty(2**18, dtype=torch.int32)
-    torch.ops.mhicl.philox_words(words, **operator_address(5, 6, 7, LABELS, 0))
+    torch.ops.mhicl.philox_words(words, **operator_address(5, 6, 7, PROMPT, 0))
     bits = np.unpackbits(words.numpy().view(np.uint8)).reshape(-1, 32)
     for bit in range(32):
         standard_error_bound(bits[:, bit], 0.5, 0.25)
@@ -283,7 +329,7 @@ def test_addresses_out_of_range(address: dict[str, int], message: str) -> None:
     ],
 )
 def test_operator_refuses_addresses_out_of_range(address: dict[str, int], message: str) -> None:
-    valid = operator_address(0, 0, 0, COVARIATES, 0)
+    valid = operator_address(0, 0, 0, CONTEXT, 0)
     for operator, dtype in [
         (torch.ops.mhicl.philox_words, torch.int32),
         (torch.ops.mhicl.philox_normals, torch.float32),
@@ -293,7 +339,7 @@ def test_operator_refuses_addresses_out_of_range(address: dict[str, int], messag
 
 
 def test_operators_refuse_other_dtypes_and_strides() -> None:
-    address = operator_address(0, 0, 0, COVARIATES, 0)
+    address = operator_address(0, 0, 0, CONTEXT, 0)
     with pytest.raises(TypeError, match="out must have dtype Int, got Float"):
         torch.ops.mhicl.philox_words(torch.empty(4), **address)
     with pytest.raises(TypeError, match="out must be float32 or float64, got Half"):

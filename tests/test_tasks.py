@@ -407,10 +407,16 @@ def test_bad_samples(method: str, arguments: dict[str, Any], error: type[Excepti
 
 
 def test_prompts_longer_than_a_stream() -> None:
-    with pytest.raises(ValueError, match=r"a prompt can hold 2\*\*34 covariates"):
-        MultiTaskRegression(4, 1, 2**32).sample(0, seed=0)
-    with pytest.raises(ValueError, match=r"a prompt can hold 2\*\*34 covariates"):
-        MultiTaskRegression(1, 8, 2**31).sample_covariates(0, seed=0)
+    for dim_x, n_tasks, length in [(4, 1, 2**32 + 1), (1, 8, 2**31), (5, 1, 16 * (2**34 // 80) + 1)]:
+        task = MultiTaskRegression(dim_x, n_tasks, length)
+        for method in (task.sample, task.sample_covariates):
+            with pytest.raises(
+                ValueError, match=rf"streams hold 2\*\*34 random numbers each, got context_length={length}"
+            ):
+                method(0, seed=0)
+    longest = MultiTaskRegression(5, 1, 16 * (2**34 // 80))
+    assert list(longest.sample_covariates(0, seed=0)[0].shape) == [0, longest.context_length, 5]
+    assert list(longest.sample(0, seed=0).context.shape) == [0, longest.context_length, 6]
 
 
 @pytest.mark.parametrize("change", [{"dim": 4}, {"dim_x": None}])

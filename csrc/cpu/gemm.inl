@@ -25,13 +25,14 @@ struct RowPointers {
     MHICL_UNROLL
     for (int g = 0; g < kGroups; ++g) base[g] = a + 3 * g * stride;
   }
-  MHICL_INLINE T operator[](int r) const {
+  MHICL_INLINE const T* at(int r) const {
     const T* p = base[r / 3];
-    return r % 3 == 0 ? *p : r % 3 == 1 ? p[stride] : p[twice];
+    return r % 3 == 0 ? p : r % 3 == 1 ? p + stride : p + twice;
   }
-  MHICL_INLINE void advance() {
+  MHICL_INLINE T operator[](int r) const { return *at(r); }
+  MHICL_INLINE void advance(int64_t elements) {
     MHICL_UNROLL
-    for (int g = 0; g < kGroups; ++g) ++base[g];
+    for (int g = 0; g < kGroups; ++g) base[g] += elements;
   }
 };
 
@@ -62,7 +63,7 @@ MHICL_INLINE void multiply_tile(Vec<T> (&acc)[ROWS][COLS], int64_t depth, const 
     for (int i = 0; i < AHEAD; ++i) __builtin_prefetch(ahead + (k * AHEAD + i) * 64, 0, 2);
     b += b_stride;
     if (UnitRows) a += a_stride;
-    else rows.advance();
+    else rows.advance(1);
   }
 }
 

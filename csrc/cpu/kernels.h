@@ -3,6 +3,8 @@
 
 #include "../params.h"
 #include "sampler.h"
+#include "step.h"
+#include "updates.h"
 
 // Wider instruction sets are compiled by per-region targets, which GCC has on x86-64; elsewhere the portable set runs.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -26,11 +28,19 @@ struct Kernels {
   SamplerKernels<float> sampler_f32;
   SamplerKernels<double> sampler_f64;
   StreamElements<uint32_t> philox_words;
+  StepKernels<float> step_f32;
+  StepKernels<double> step_f64;
+  UpdateKernels<float> update_f32;
+  UpdateKernels<double> update_f64;
 
   template <class T>
   const AttentionKernels<T>& attention() const;
   template <class T>
   const SamplerKernels<T>& sampler() const;
+  template <class T>
+  const StepKernels<T>& step() const;
+  template <class T>
+  const UpdateKernels<T>& update() const;
 };
 
 template <>
@@ -49,6 +59,24 @@ inline const SamplerKernels<float>& Kernels::sampler<float>() const {
 template <>
 inline const SamplerKernels<double>& Kernels::sampler<double>() const {
   return sampler_f64;
+}
+
+template <>
+inline const StepKernels<float>& Kernels::step<float>() const {
+  return step_f32;
+}
+template <>
+inline const StepKernels<double>& Kernels::step<double>() const {
+  return step_f64;
+}
+
+template <>
+inline const UpdateKernels<float>& Kernels::update<float>() const {
+  return update_f32;
+}
+template <>
+inline const UpdateKernels<double>& Kernels::update<double>() const {
+  return update_f64;
 }
 
 namespace portable {

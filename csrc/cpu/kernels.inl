@@ -24,9 +24,29 @@ namespace {
 
 #include "sampler_prompts.inl"
 
+#include "tiles.inl"
+
+#include "step_common.inl"
+
+#include "step_sampled.inl"
+
+#include "step_conditional.inl"
+
+#include "updates.inl"
+
 template <class T>
 constexpr AttentionKernels<T> attention_kernels() {
   return {moments_forward<T>, moments_backward<T>, gemm<T>, fma_burst<T>, kLanes<T>};
+}
+
+template <class T>
+constexpr StepKernels<T> step_kernels() {
+  return {{sampled_workspace<T>, sampled_step<T>}, {conditional_workspace<T>, conditional_step<T>}};
+}
+
+template <class T>
+constexpr UpdateKernels<T> update_kernels() {
+  return {descend<T>, descend_with_momentum<T>, adapt_moments<T>, sum_of_squares<T>, largest_magnitude<T>};
 }
 
 }  // namespace
@@ -38,6 +58,10 @@ const Kernels table = {
     sampler_kernels<float>(),
     sampler_kernels<double>(),
     elements<RawWords>,
+    step_kernels<float>(),
+    step_kernels<double>(),
+    update_kernels<float>(),
+    update_kernels<double>(),
 };
 
 }  // namespace mhicl::MHICL_ISA_NAMESPACE

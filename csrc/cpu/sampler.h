@@ -45,11 +45,10 @@ struct CovariatesParams {
 template <class Value>
 using StreamElements = void (*)(Value* out, int64_t count, const philox::Stream& stream, int64_t first);
 
-// Prompts [begin, end); the workspace holds as many zeros as asked for.
+// Prompts [begin, end).
 template <class T>
 struct SamplerKernels {
-  void (*multi_task)(const MultiTaskParams<T>&, int64_t begin, int64_t end, T* workspace);
-  int64_t (*multi_task_workspace)(const MultiTaskParams<T>&);
+  void (*multi_task)(const MultiTaskParams<T>&, int64_t begin, int64_t end);
   void (*covariates)(const CovariatesParams<T>&, int64_t begin, int64_t end);
   StreamElements<T> normals;
 };

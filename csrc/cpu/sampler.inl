@@ -146,20 +146,21 @@ MHICL_INLINE VecWords<T> load_words(const uint32_t* p) {
   return words;
 }
 
-// What a stream's elements can be asked for as; each makes the 64 of a group.
+// What a stream's elements can be asked for as. Half a group is the two runs of 16 that words 0 and 1, or words 2 and 3,
+// make: one pair of Box-Muller.
+inline constexpr int kHalfGroup = philox::kGroup / 2;
+
 template <class T>
 struct StandardNormals {
   using Value = T;
 
-  static MHICL_INLINE void group(const Schedule& schedule, uint32_t index, T* out) {
-    const GroupWords words = group_words(schedule, index);
-    for (int k = 0; k < philox::kWords; k += 2) {
-      for (int j = 0; j < philox::kLanes; j += kLanes<T>) {
-        Vec<T> first, second;
-        box_muller<T>(load_words<T>(&words.word[k][j]), load_words<T>(&words.word[k + 1][j]), first, second);
-        store(out + k * philox::kLanes + j, first);
-        store(out + (k + 1) * philox::kLanes + j, second);
-      }
+  static MHICL_INLINE void half_group(const GroupWords& words, int half, T* out) {
+    const uint32_t *a = words.word[2 * half], *b = words.word[2 * half + 1];
+    for (int j = 0; j < philox::kLanes; j += kLanes<T>) {
+      Vec<T> first, second;
+      box_muller<T>(load_words<T>(a + j), load_words<T>(b + j), first, second);
+      store(out + j, first);
+      store(out + philox::kLanes + j, second);
     }
   }
 };
@@ -167,19 +168,24 @@ struct StandardNormals {
 struct RawWords {
   using Value = uint32_t;
 
-  static MHICL_INLINE void group(const Schedule& schedule, uint32_t index, uint32_t* out) {
-    const GroupWords words = group_words(schedule, index);
-    std::memcpy(out, &words, sizeof words);
+  static MHICL_INLINE void half_group(const GroupWords& words, int half, uint32_t* out) {
+    std::memcpy(out, words.word[2 * half], kHalfGroup * sizeof(uint32_t));
   }
 };
 
-// Elements begin, …, end − 1 of a group.
+// Elements begin, …, end − 1 of a group; nothing is computed for a half that has none of them.
 template <class Kind>
 void part_of_group(const Schedule& schedule, uint32_t index, int64_t begin, int64_t end,
                    typename Kind::Value* out) {
-  typename Kind::Value all[philox::kGroup];
-  Kind::group(schedule, index, all);
-  std::copy(all + begin, all + end, out);
+  const GroupWords words = group_words(schedule, index);
+  for (int half = 0; half < 2; ++half) {
+    const int64_t offset = half * kHalfGroup;
+    const int64_t from = std::max<int64_t>(begin - offset, 0), to = std::min<int64_t>(end - offset, kHalfGroup);
+    if (from >= to) continue;
+    typename Kind::Value all[kHalfGroup];
+    Kind::half_group(words, half, all);
+    out = std::copy(all + from, all + to, out);
+  }
 }
 
 // Elements first, …, first + count − 1 of a stream.
@@ -194,6 +200,10 @@ void elements(typename Kind::Value* out, int64_t count, const philox::Stream& st
     out += end - begin;
     count -= end - begin;
   }
-  for (; count >= size; count -= size, out += size) Kind::group(schedule, index++, out);
+  for (; count >= size; count -= size, out += size) {
+    const GroupWords words = group_words(schedule, index++);
+    Kind::half_group(words, 0, out);
+    Kind::half_group(words, 1, out + kHalfGroup);
+  }
   if (count > 0) part_of_group<Kind>(schedule, index, 0, count, out);
 }

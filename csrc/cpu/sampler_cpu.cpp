@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <vector>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -36,9 +35,12 @@ PromptRange prompt_range(int64_t seed, int64_t step, int64_t first_prompt, int64
 
 constexpr int64_t kMaxElements = int64_t(philox::kWords) << 32;  // what 32 bits of block index address
 
-void check_stream_length(int64_t tokens, int64_t numbers_a_token) {
-  TORCH_CHECK_VALUE(numbers_a_token == 0 || tokens <= kMaxElements / numbers_a_token,
-                    "a prompt may hold at most 2**34 random numbers of one kind, got ", tokens, " x ", numbers_a_token);
+// A stream of `columns` numbers for each token of the context, after those that stand before them.
+void check_stream_length(int64_t before, int64_t length, int64_t columns) {
+  const bool fits = before <= kMaxElements && length <= kMaxElements &&
+                    (columns == 0 || philox::tiled_size(length, 1) <= (kMaxElements - before) / columns);
+  TORCH_CHECK_VALUE(fits, "a prompt's streams hold 2**34 random numbers each, got ", length, " tokens of ", columns,
+                    " numbers", before > 0 ? " after others" : "");
 }
 
 // Calls body(begin, end) for blocks of prompts that are worth a thread's while.
@@ -68,8 +70,8 @@ void sample_multi_task(const at::Tensor& context, const at::Tensor& query, const
   check_like(target, "target", {n_prompts, n_tasks}, dtype);
   check_like(coefficient_scale, "coefficient_scale", {n_tasks, dim_x}, dtype);
   if (covariance_factor) check_like(*covariance_factor, "covariance_factor", {dim_x, dim_x}, dtype);
-  check_stream_length(length + 1, dim_x);
-  check_stream_length(length + 1 + dim_x, n_tasks);
+  check_stream_length(0, length, dim_x);
+  check_stream_length(philox::first_context_noise(dim_x, n_tasks), length, n_tasks);
   const PromptRange range = prompt_range(seed, step, first_prompt, n_prompts);
 
   AT_DISPATCH_FLOATING_TYPES(dtype, "sample_multi_task", [&] {
@@ -87,11 +89,8 @@ void sample_multi_task(const at::Tensor& context, const at::Tensor& query, const
         target.mutable_data_ptr<scalar_t>(),
     };
     const SamplerKernels<scalar_t>& sampler = kernels().sampler<scalar_t>();
-    const int64_t workspace_size = sampler.multi_task_workspace(params);
-    for_prompt_blocks(n_prompts, (length + 1) * dim, [&](int64_t begin, int64_t end) {
-      std::vector<scalar_t> workspace(workspace_size);
-      sampler.multi_task(params, begin, end, workspace.data());
-    });
+    for_prompt_blocks(n_prompts, (length + 1) * dim,
+                      [&](int64_t begin, int64_t end) { sampler.multi_task(params, begin, end); });
   });
 }
 
@@ -102,7 +101,7 @@ void sample_covariates(const at::Tensor& xi, const at::Tensor& xi_query, int64_t
   const int64_t n_prompts = xi.size(0), length = xi.size(1), dim_x = xi.size(2);
   check_like(xi, "xi", {n_prompts, length, dim_x}, xi.scalar_type());
   check_like(xi_query, "xi_query", {n_prompts, dim_x}, xi.scalar_type());
-  check_stream_length(length + 1, dim_x);
+  check_stream_length(0, length, dim_x);
   const PromptRange range = prompt_range(seed, step, first_prompt, n_prompts);
 
   AT_DISPATCH_FLOATING_TYPES(xi.scalar_type(), "sample_covariates", [&] {

@@ -1,171 +1,177 @@
-// Prompts from normals. A row of covariates is read in whole vectors, past its end into what follows: there the
-// other factor is a padding zero, and what follows is always finite.
+// Prompts from normals. Within a tile the tokens are the lanes of vectors: x = A ξ and y = βᵀx are matrix products with
+// rows of 16 numbers, and the rows that the output wants come from a transposition at the end.
 
-template <class T>
-MHICL_INLINE int64_t padded(int64_t count) {
-  return (count + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-}
-
-// The sum of a vector's lanes, by halves.
-template <class T, int LANES>
-struct LaneSum {
-  typedef T Whole __attribute__((vector_size(LANES * sizeof(T))));
-  typedef T Half __attribute__((vector_size(LANES / 2 * sizeof(T))));
-
-  static MHICL_INLINE T of(Whole v) {
-    if constexpr (LANES == 2) {
-      return v[0] + v[1];
-    } else {
-      Half half[2];
-      std::memcpy(half, &v, sizeof v);
-      return LaneSum<T, LANES / 2>::of(half[0] + half[1]);
-    }
+// Transposes a square of numbers by exchanging its quarters off the diagonal, then those of each quarter.
+template <class T, int HALF = kLanes<T> / 2>
+MHICL_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  const Rotation<T> up(kLanes<T> - HALF), down(HALF);
+  VecBits<T> upper{};
+  MHICL_UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) upper[i] = i & HALF ? -1 : 0;
+  MHICL_UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if (i & HALF) continue;
+    const Vec<T> first = rows[i], second = rows[i + HALF];
+    rows[i] = select<T>(upper, rotate<T>(second, up), first);
+    rows[i + HALF] = select<T>(upper, second, rotate<T>(first, down));
   }
-};
-
-// Σ_j a_j b_j over whole vectors, in an order that depends on nothing but their number.
-template <class T>
-MHICL_INLINE T dot(const T* a, const T* b, int64_t padded_count) {
-  Vec<T> sum{};
-  for (int64_t j = 0; j < padded_count; j += kLanes<T>) sum = fma<T>(load(a + j), load(b + j), sum);
-  return LaneSum<T, kLanes<T>>::of(sum);
+  if constexpr (HALF > 1) transpose<T, HALF / 2>(rows);
 }
 
+// The columns of one tile, to the rows of its first `tokens` tokens.
 template <class T>
-MHICL_INLINE void copy_row(T* to, const T* from, int64_t count) {
-  int64_t j = 0;
-  for (; j + kLanes<T> <= count; j += kLanes<T>) store(to + j, load(from + j));
-  store(to + j, load(from + j), Head<T>(count - j));
-}
-
-inline constexpr int kTokensTogether = 4;
-
-// What one thread keeps while it makes prompts. Tokens go through it a tile at a time, the query as token 0.
-template <class T>
-struct PromptTile {
-  int64_t row, tokens;  // length of a padded row; tokens a tile
-  int64_t factor, beta, xi, x, labels, size;  // where each part of the workspace begins, and where it ends
-
-  explicit PromptTile(const MultiTaskParams<T>& p) {
-    constexpr int64_t tile_elements = 4096;  // with the rows of the output, within the first-level cache
-    row = padded<T>(p.dim_x);
-    // Whole groups of the stream, whatever dim_x is.
-    tokens = std::max<int64_t>(1, tile_elements / (philox::kGroup * p.dim_x)) * philox::kGroup;
-    tokens = std::min(tokens, p.context_length + 1);
-    factor = 0;
-    beta = factor + (p.covariance_factor ? p.dim_x * row : 0);
-    xi = beta + p.n_tasks * row;
-    x = xi + (tokens + kTokensTogether) * p.dim_x + kLanes<T>;
-    labels = x + (p.covariance_factor ? tokens * p.dim_x + kLanes<T> : 0);
-    size = labels + (p.dim_x + tokens) * p.n_tasks;
-  }
-};
-
-// Aᵀ with padded rows, so that x = A ξ is a sum of its rows.
-template <class T>
-void transpose_factor(const MultiTaskParams<T>& p, const PromptTile<T>& tile, T* transposed) {
-  for (int64_t k = 0; k < p.dim_x; ++k) {
-    for (int64_t j = 0; j < p.dim_x; ++j) transposed[k * tile.row + j] = p.covariance_factor[j * p.dim_x + k];
-  }
-}
-
-// x = A ξ for each token, summed over k in ascending order; A is lower triangular. Tokens go in fours, for which ξ has
-// room: each is its own sum, so what the last four hold past the end does no harm.
-template <class T>
-void apply_factor(const T* transposed, const T* xi, T* x, int64_t tokens, int64_t dim_x, int64_t row) {
-  constexpr int together = kTokensTogether;
-  for (int64_t token = 0; token < tokens; token += together) {
-    const T* source = xi + token * dim_x;
-    const int64_t present = std::min<int64_t>(together, tokens - token);
-    for (int64_t j = 0; j < dim_x; j += kLanes<T>) {
-      const int64_t last = std::min<int64_t>(dim_x, j + kLanes<T>);
-      Vec<T> sum[together]{};
-      for (int64_t k = 0; k < last; ++k) {
-        const Vec<T> column = load(transposed + k * row + j);
-        for (int r = 0; r < together; ++r) sum[r] = fma<T>(broadcast<T>(source[r * dim_x + k]), column, sum[r]);
+void write_rows(const T* tile, int64_t columns, T* rows, int64_t row_stride, int64_t tokens) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t column = 0; column < columns; column += lanes) {
+    const bool whole = columns - column >= lanes;
+    const Head<T> head(std::min<int64_t>(lanes, columns - column));
+    for (int64_t first = 0; first < tokens; first += lanes) {
+      Vec<T> square[lanes];
+      MHICL_UNROLL
+      for (int i = 0; i < lanes; ++i) {
+        square[i] = load(tile + std::min<int64_t>(column + i, columns - 1) * philox::kTile + first);
       }
-      for (int64_t r = 0; r < present; ++r) store(x + (token + r) * dim_x + j, sum[r], Head<T>(last - j));
+      transpose<T>(square);
+      const int64_t present = std::min<int64_t>(lanes, tokens - first);
+      T* row = rows + first * row_stride + column;
+      for (int64_t i = 0; i < present; ++i, row += row_stride) {
+        if (whole) store(row, square[i]);
+        else store(row, square[i], head);
+      }
     }
   }
 }
 
-// β from its standard normals, task by task in padded rows.
+// Tokens that are drawn together: few enough for the first-level cache, and whole groups of the stream whatever their
+// number of columns is, since four tiles are.
+MHICL_INLINE int64_t chunk_tokens(int64_t context_length, int64_t columns) {
+  constexpr int64_t elements = 4096;
+  const int64_t tokens = std::max<int64_t>(1, elements / (philox::kGroup * columns)) * philox::kGroup;
+  return std::min(tokens, philox::tiled_size(context_length, 1));
+}
+
+// x = A ξ for `width` tokens. Rows of the lower triangular A go in strips, which end at the diagonal.
 template <class T>
-void scale_coefficients(const MultiTaskParams<T>& p, const T* standard, T* beta, int64_t padded_row) {
-  for (int64_t i = 0; i < p.n_tasks; ++i) {
-    for (int64_t j = 0; j < p.dim_x; ++j) {
-      beta[i * padded_row + j] = p.coefficient_scale[i * p.dim_x + j] * standard[i * p.dim_x + j];
-    }
+void apply_factor(const MultiTaskParams<T>& p, const T* xi, T* x, int64_t width) {
+  for (int64_t row = 0; row < p.dim_x; row += kTileRows) {
+    const int64_t rows = std::min<int64_t>(kTileRows, p.dim_x - row);
+    gemm<T>({rows, width, row + rows, p.covariance_factor + row * p.dim_x, p.dim_x, false, xi, width, x + row * width,
+             width, false});
   }
 }
 
-// Tokens [first, first + tokens) of a prompt, from their covariates and noises (null: no noise).
+// y = βᵀx for `width` tokens, added to their scaled noises if those are there.
 template <class T>
-void write_tokens(const MultiTaskParams<T>& p, int64_t prompt, int64_t first, int64_t tokens, const T* x, const T* beta,
-                  const T* noise, int64_t padded_row) {
-  const int64_t dim = p.dim_x + p.n_tasks;
-  for (int64_t token = first; token < first + tokens; ++token) {
-    const bool is_query = token == 0;
-    T* row = is_query ? p.query + prompt * dim : p.context + (prompt * p.context_length + token - 1) * dim;
-    T* labels = is_query ? p.target + prompt * p.n_tasks : row + p.dim_x;
-    const T* covariates = x + (token - first) * p.dim_x;
-    copy_row(row, covariates, p.dim_x);
-    if (is_query) std::fill_n(row + p.dim_x, p.n_tasks, T(0));
-    const bool noisy = noise != nullptr && (!is_query || p.noisy_target);
-    for (int64_t i = 0; i < p.n_tasks; ++i) {
-      labels[i] = dot(beta + i * padded_row, covariates, padded_row);
-      if (noisy) labels[i] += p.noise_std * noise[(token - first) * p.n_tasks + i];
+void label(const MultiTaskParams<T>& p, const T* beta, const T* x, T* y, int64_t width, bool noisy) {
+  gemm<T>({p.n_tasks, width, p.dim_x, beta, p.dim_x, false, x, width, y, width, noisy});
+}
+
+template <class T>
+MHICL_INLINE void scale(T* out, const T* numbers, int64_t count, T factor) {
+  for (int64_t i = 0; i < count; ++i) out[i] = factor * numbers[i];
+}
+
+// What one thread keeps while it makes prompts.
+template <class T>
+struct PromptScratch {
+  const int64_t chunk, before_noise, noises;
+  Workspace<T> memory;
+  T *xi, *x, *numbers, *noise;
+
+  explicit PromptScratch(const MultiTaskParams<T>& p)
+      : chunk(chunk_tokens(p.context_length, p.dim_x + p.n_tasks)),
+        before_noise(philox::first_context_noise(p.dim_x, p.n_tasks)),
+        noises(chunk * p.n_tasks),
+        memory(Workspace<T>::padded(chunk * p.dim_x) + Workspace<T>::padded(philox::kTile * p.dim_x) +
+               Workspace<T>::padded(before_noise + noises)),
+        xi(memory.take(chunk * p.dim_x)),
+        x(memory.take(philox::kTile * p.dim_x)),
+        numbers(memory.take(before_noise + noises)),
+        noise(numbers + before_noise) {}
+};
+
+// The query, its target, and β in place of its normals, from the numbers that begin the prompt's stream.
+template <class T>
+void make_query(const MultiTaskParams<T>& p, int64_t prompt, T* numbers, bool noisy) {
+  T* query = p.query + prompt * (p.dim_x + p.n_tasks);
+  T* target = p.target + prompt * p.n_tasks;
+  if (p.covariance_factor) apply_factor(p, numbers, query, 1);
+  else std::copy_n(numbers, p.dim_x, query);
+  std::fill_n(query + p.dim_x, p.n_tasks, T(0));
+  T* beta = numbers + philox::first_coefficient(p.dim_x);
+  for (int64_t i = 0; i < p.n_tasks * p.dim_x; ++i) beta[i] *= p.coefficient_scale[i];
+  if (noisy) scale(target, numbers + philox::first_query_noise(p.dim_x, p.n_tasks), p.n_tasks, p.noise_std);
+  label(p, beta, query, target, 1, noisy);
+}
+
+// The context's tokens from `first` on that were drawn into the scratch memory.
+template <class T>
+void make_context(const MultiTaskParams<T>& p, int64_t prompt, int64_t first, const PromptScratch<T>& scratch,
+                  bool noisy) {
+  const int64_t dim = p.dim_x + p.n_tasks, last = std::min(first + scratch.chunk, p.context_length);
+  const T* beta = scratch.numbers + philox::first_coefficient(p.dim_x);
+  if (noisy) scale(scratch.noise, scratch.noise, philox::tiled_size(last - first, p.n_tasks), p.noise_std);
+  for (int64_t token = first; token < last; token += philox::kTile) {
+    const T* x = scratch.xi + (token - first) * p.dim_x;
+    if (p.covariance_factor) {
+      apply_factor(p, x, scratch.x, philox::kTile);
+      x = scratch.x;
     }
+    T* y = scratch.noise + (token - first) * p.n_tasks;
+    label(p, beta, x, y, philox::kTile, noisy);
+    T* rows = p.context + (prompt * p.context_length + token) * dim;
+    const int64_t tokens = std::min<int64_t>(philox::kTile, last - token);
+    write_rows(x, p.dim_x, rows, dim, tokens);
+    write_rows(y, p.n_tasks, rows + p.dim_x, dim, tokens);
   }
 }
 
-// Elements that sample_multi_task needs.
 template <class T>
-int64_t multi_task_workspace(const MultiTaskParams<T>& p) {
-  return PromptTile<T>(p).size;
-}
-
-// The workspace must hold zeros.
-template <class T>
-void sample_multi_task(const MultiTaskParams<T>& p, int64_t begin, int64_t end, T* workspace) {
-  const PromptTile<T> tile(p);
-  T* beta = workspace + tile.beta;
-  T* xi = workspace + tile.xi;
-  T* x = p.covariance_factor ? workspace + tile.x : xi;
-  T* labels = workspace + tile.labels;
-  const int64_t n_coefficients = p.dim_x * p.n_tasks;
+void sample_multi_task(const MultiTaskParams<T>& p, int64_t begin, int64_t end) {
+  const PromptScratch<T> scratch(p);
   const bool noisy = p.noise_std > T(0);
-  if (p.covariance_factor) transpose_factor(p, tile, workspace + tile.factor);
+  const int64_t without_noise = philox::first_query_noise(p.dim_x, p.n_tasks);
   for (int64_t prompt = begin; prompt < end; ++prompt) {
-    const philox::Stream covariate_stream = p.range.stream(prompt, philox::kCovariates);
-    const philox::Stream label_stream = p.range.stream(prompt, philox::kLabels);
-    for (int64_t first = 0; first <= p.context_length; first += tile.tokens) {
-      const int64_t tokens = std::min(tile.tokens, p.context_length + 1 - first);
-      elements<StandardNormals<T>>(xi, tokens * p.dim_x, covariate_stream, first * p.dim_x);
-      if (p.covariance_factor) apply_factor(workspace + tile.factor, xi, x, tokens, p.dim_x, tile.row);
-      // The coefficients stand before all noise, and are drawn with the first tile's.
-      const int64_t begin_noise = n_coefficients + first * p.n_tasks;
-      const int64_t begin_labels = first == 0 ? 0 : begin_noise;
-      const int64_t end_labels = begin_noise + (noisy ? tokens * p.n_tasks : 0);
-      elements<StandardNormals<T>>(labels, end_labels - begin_labels, label_stream, begin_labels);
-      if (first == 0) scale_coefficients(p, labels, beta, tile.row);
-      const T* noise = noisy ? labels + (begin_noise - begin_labels) : nullptr;
-      write_tokens(p, prompt, first, tokens, x, beta, noise, tile.row);
+    const philox::Stream context_stream = p.range.stream(prompt, philox::kContext);
+    const philox::Stream prompt_stream = p.range.stream(prompt, philox::kPrompt);
+    // The first chunk's noises come with the numbers before them.
+    elements<StandardNormals<T>>(scratch.numbers, noisy ? scratch.before_noise + scratch.noises : without_noise,
+                                 prompt_stream, 0);
+    make_query(p, prompt, scratch.numbers, noisy && p.noisy_target);
+    for (int64_t first = 0; first < p.context_length; first += scratch.chunk) {
+      const int64_t tokens = std::min(scratch.chunk, p.context_length - first);
+      elements<StandardNormals<T>>(scratch.xi, philox::tiled_size(tokens, p.dim_x), context_stream,
+                                   philox::in_tiles(first, 0, p.dim_x));
+      if (noisy && first > 0) {
+        elements<StandardNormals<T>>(scratch.noise, philox::tiled_size(tokens, p.n_tasks), prompt_stream,
+                                     scratch.before_noise + philox::in_tiles(first, 0, p.n_tasks));
+      }
+      make_context(p, prompt, first, scratch, noisy);
     }
   }
 }
 
 template <class T>
 void sample_covariates(const CovariatesParams<T>& p, int64_t begin, int64_t end) {
+  const int64_t chunk = chunk_tokens(p.context_length, p.dim_x);
+  Workspace<T> memory(Workspace<T>::padded(chunk * p.dim_x));
+  T* xi = memory.take(chunk * p.dim_x);
   for (int64_t prompt = begin; prompt < end; ++prompt) {
-    const philox::Stream stream = p.range.stream(prompt, philox::kCovariates);
-    const int64_t of_context = p.context_length * p.dim_x;
-    elements<StandardNormals<T>>(p.xi_query + prompt * p.dim_x, p.dim_x, stream, 0);
-    elements<StandardNormals<T>>(p.xi + prompt * of_context, of_context, stream, p.dim_x);
+    const philox::Stream stream = p.range.stream(prompt, philox::kContext);
+    elements<StandardNormals<T>>(p.xi_query + prompt * p.dim_x, p.dim_x, p.range.stream(prompt, philox::kPrompt), 0);
+    for (int64_t first = 0; first < p.context_length; first += chunk) {
+      const int64_t last = std::min(first + chunk, p.context_length);
+      elements<StandardNormals<T>>(xi, philox::tiled_size(last - first, p.dim_x), stream,
+                                   philox::in_tiles(first, 0, p.dim_x));
+      for (int64_t token = first; token < last; token += philox::kTile) {
+        write_rows(xi + (token - first) * p.dim_x, p.dim_x, p.xi + (prompt * p.context_length + token) * p.dim_x, p.dim_x,
+                   std::min<int64_t>(philox::kTile, last - token));
+      }
+    }
   }
 }
 
 template <class T>
 constexpr SamplerKernels<T> sampler_kernels() {
-  return {sample_multi_task<T>, multi_task_workspace<T>, sample_covariates<T>, elements<StandardNormals<T>>};
+  return {sample_multi_task<T>, sample_covariates<T>, elements<StandardNormals<T>>};
 }

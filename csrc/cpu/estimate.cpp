@@ -1,0 +1,93 @@
+#include "estimate.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "estimates.h"
+#include "kernels.h"
+#include "step.h"
+
+namespace mhicl {
+namespace {
+
+// Fixed shares of the prompts, whole chunks each: enough to share the work out, few enough that their sums stay small
+// beside it.
+int64_t slice_count(int64_t n_prompts, int64_t numbers_a_prompt, int64_t sums) {
+  const int64_t chunks = (n_prompts + kStepChunk - 1) / kStepChunk;
+  const int64_t affordable = std::max<int64_t>(8, n_prompts * numbers_a_prompt / (4 * std::max<int64_t>(1, sums)));
+  return std::min<int64_t>({chunks, affordable, 64});
+}
+
+}  // namespace
+
+template <class T>
+void Estimate<T>::allocate(int threads) {
+  if (slices_ == 0) {
+    slices_ = slice_count(n_prompts_, task_.context_length * task_.dim_x, sums_size());
+    partial_.resize(slices_ * sums_size());
+    losses_.resize(slices_);
+    sums_.resize(sums_size());
+  }
+  while (int(workspaces_.size()) < threads) workspaces_.emplace_back(workspace_size());
+}
+
+template <class T>
+double Estimate<T>::operator()(const Weights<T>& weights, const PromptRange& range, Team& team, Weights<T>& gradient) {
+  prepare(weights, range);
+  allocate(team.threads());
+  const int64_t chunks = (n_prompts_ + kStepChunk - 1) / kStepChunk;
+  team.for_each(slices_, [&](int64_t slice, int thread) {
+    const int64_t begin = chunks * slice / slices_ * kStepChunk, end = chunks * (slice + 1) / slices_ * kStepChunk;
+    run(begin, std::min(end, n_prompts_), workspaces_[thread].data(), partial_.data() + slice * sums_size(),
+        &losses_[slice]);
+  });
+  add_up(team);
+  double loss = 0;
+  for (const double part : losses_) loss += part;
+  std::fill(gradient.kq.begin(), gradient.kq.end(), T(0));
+  std::fill(gradient.ov.begin(), gradient.ov.end(), T(0));
+  return finish(sums_.data(), loss, weights, gradient);
+}
+
+// Σ over the slices, in order, piece by piece.
+template <class T>
+void Estimate<T>::add_up(Team& team) {
+  constexpr int64_t piece = 2048;
+  const int64_t size = sums_size();
+  team.for_each((size + piece - 1) / piece, [&](int64_t i, int) {
+    const int64_t begin = i * piece, end = std::min(size, begin + piece);
+    std::fill(sums_.begin() + begin, sums_.begin() + end, 0.0);
+    for (int64_t slice = 0; slice < slices_; ++slice) {
+      const T* part = partial_.data() + slice * size;
+      for (int64_t at = begin; at < end; ++at) sums_[at] += double(part[at]);
+    }
+  });
+}
+
+template <class T>
+bool reads_labels(const TaskSpec& task, const std::vector<T>& kq) {
+  const int64_t dim = task.dim();
+  for (int64_t row = 0; row < task.heads * dim; ++row) {
+    if (row % dim < task.dim_x) continue;
+    const T* entries = kq.data() + row * dim;
+    // != so that NaN counts.
+    if (std::any_of(entries, entries + task.dim_x, [](T entry) { return entry != T(0); })) return true;
+  }
+  return false;
+}
+
+template <class T>
+std::unique_ptr<Estimate<T>> make_estimate(const std::string& name, const TaskSpec& task, int64_t n_prompts) {
+  if (name == "sampled") return sampled_estimate<T>(task, n_prompts);
+  if (name == "conditional") return conditional_estimate<T>(task, n_prompts);
+  throw std::invalid_argument("estimator must be sampled or conditional, got " + name);
+}
+
+template class Estimate<float>;
+template class Estimate<double>;
+template std::unique_ptr<Estimate<float>> make_estimate<float>(const std::string&, const TaskSpec&, int64_t);
+template std::unique_ptr<Estimate<double>> make_estimate<double>(const std::string&, const TaskSpec&, int64_t);
+template bool reads_labels<float>(const TaskSpec&, const std::vector<float>&);
+template bool reads_labels<double>(const TaskSpec&, const std::vector<double>&);
+
+}  // namespace mhicl

@@ -1,0 +1,79 @@
+// Estimates of the population loss and its gradients in KQ and OV, over prompts that never exist in memory as a whole.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sampler.h"
+#include "team.h"
+
+namespace mhicl {
+
+// The distribution of prompts, and how many heads look at them.
+struct TaskSpec {
+  int64_t dim_x, tasks, context_length, heads;
+  double noise_std;
+  bool noisy_target;
+  std::vector<double> support;  // (I, d), 0 or 1
+  std::vector<double> signal;   // (I)
+  std::vector<double> factor;   // (d, d), A of x = A ξ; empty for the identity
+
+  int64_t dim() const { return dim_x + tasks; }
+};
+
+// Combined weights, or the gradient in them.
+template <class T>
+struct Weights {
+  std::vector<T> kq;  // (H, D, D)
+  std::vector<T> ov;  // (H, I, D)
+
+  explicit Weights(const TaskSpec& task)
+      : kq(task.heads * task.dim() * task.dim()), ov(task.heads * task.tasks * task.dim()) {}
+};
+
+template <class T>
+class Estimate {
+ public:
+  virtual ~Estimate() = default;
+
+  // The loss and its gradient over the prompts of a step. The same bits for any team.
+  double operator()(const Weights<T>& weights, const PromptRange& range, Team& team, Weights<T>& gradient);
+
+ protected:
+  Estimate(const TaskSpec& task, int64_t n_prompts) : task_(task), n_prompts_(n_prompts) {}
+
+  // Before any prompt of a step.
+  virtual void prepare(const Weights<T>& weights, const PromptRange& range) = 0;
+  virtual int64_t workspace_size() const = 0;
+  virtual int64_t sums_size() const = 0;
+  // Sums over prompts [begin, end), on any thread.
+  virtual void run(int64_t begin, int64_t end, T* workspace, T* sums, double* loss) const = 0;
+  // From the sums over all prompts to the mean loss and the mean gradient, which is zero on entry.
+  virtual double finish(const double* sums, double loss, const Weights<T>& weights, Weights<T>& gradient) = 0;
+
+  const TaskSpec task_;
+  const int64_t n_prompts_;
+
+ private:
+  void allocate(int threads);
+  void add_up(Team& team);
+
+  int64_t slices_ = 0;
+  std::vector<std::vector<T>> workspaces_;  // one a thread
+  std::vector<T> partial_;                  // (slices, sums)
+  std::vector<double> losses_;              // (slices)
+  std::vector<double> sums_;
+};
+
+// "sampled" or "conditional", the latter for weights whose logits do not read labels. Throws std::invalid_argument for
+// another name.
+template <class T>
+std::unique_ptr<Estimate<T>> make_estimate(const std::string& name, const TaskSpec& task, int64_t n_prompts);
+
+// Whether logits read labels: KQ[:, d:, :d] is not zero.
+template <class T>
+bool reads_labels(const TaskSpec& task, const std::vector<T>& kq);
+
+}  // namespace mhicl

@@ -1,0 +1,31 @@
+// Update rules on flat arrays: plain structs and the table of their kernels.
+#pragma once
+
+#include <cstdint>
+
+namespace mhicl {
+
+template <class T>
+struct UpdateParams {
+  int64_t count;
+  T* parameter;
+  const T* gradient;
+  T *first, *second;  // the rule's memory: velocity, or the gradient's running moments
+  T step;
+  T momentum;
+  double beta1, beta2;
+  T root;     // √(1 − β₂ᵗ)
+  T epsilon;
+  T kept;     // 1 − learning rate · weight decay
+};
+
+template <class T>
+struct UpdateKernels {
+  void (*descend)(const UpdateParams<T>&);
+  void (*descend_with_momentum)(const UpdateParams<T>&);
+  void (*adapt_moments)(const UpdateParams<T>&);
+  double (*sum_of_squares)(const T* g, int64_t count);
+  T (*largest_magnitude)(const T* g, int64_t count);
+};
+
+}  // namespace mhicl

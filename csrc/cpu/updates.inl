@@ -1,0 +1,65 @@
+// Update rules on flat arrays, and what they want to know of a gradient.
+
+// Σ g², in double but for runs of a few.
+template <class T>
+double sum_of_squares(const T* g, int64_t count) {
+  constexpr int64_t run = 64 * kLanes<T>;
+  double total = 0;
+  for (int64_t first = 0; first < count; first += run) {
+    const int64_t here = std::min(run, count - first);
+    total += double(inner(g + first, g + first, here));
+  }
+  return total;
+}
+
+// max |g|; NaNs don't count.
+template <class T>
+T largest_magnitude(const T* g, int64_t count) {
+  Vec<T> top{};
+  for (int64_t j = 0; j < count; j += kLanes<T>) {
+    const Vec<T> x = load(g + j, Head<T>(std::min<int64_t>(kLanes<T>, count - j)));
+    top = max<T>(max<T>(x, -x), top);
+  }
+  return largest_by_head<T>(top, 1)[0];
+}
+
+// body(vector's place, its lanes) over an array.
+template <class T, class Body>
+MHICL_INLINE void over_vectors(int64_t count, const Body& body) {
+  for (int64_t j = 0; j < count; j += kLanes<T>) body(j, Head<T>(std::min<int64_t>(kLanes<T>, count - j)));
+}
+
+template <class T>
+void descend(const UpdateParams<T>& u) {
+  const Vec<T> step = broadcast<T>(-u.step);
+  over_vectors<T>(u.count, [&](int64_t j, Head<T> here) MHICL_INLINE_LAMBDA {
+    store(u.parameter + j, fma<T>(step, load(u.gradient + j, here), load(u.parameter + j, here)), here);
+  });
+}
+
+template <class T>
+void descend_with_momentum(const UpdateParams<T>& u) {
+  const Vec<T> step = broadcast<T>(-u.step), momentum = broadcast<T>(u.momentum);
+  over_vectors<T>(u.count, [&](int64_t j, Head<T> here) MHICL_INLINE_LAMBDA {
+    const Vec<T> velocity = fma<T>(momentum, load(u.first + j, here), load(u.gradient + j, here));
+    store(u.first + j, velocity, here);
+    store(u.parameter + j, fma<T>(step, velocity, load(u.parameter + j, here)), here);
+  });
+}
+
+// θ ← (1 − decay) θ − step · m / (√v / root + ε), m and v the gradient's running moments.
+template <class T>
+void adapt_moments(const UpdateParams<T>& u) {
+  const Vec<T> step = broadcast<T>(-u.step), gain1 = broadcast<T>(T(1 - u.beta1)), beta2 = broadcast<T>(T(u.beta2));
+  const Vec<T> gain2 = broadcast<T>(T(1 - u.beta2)), root = broadcast<T>(u.root), epsilon = broadcast<T>(u.epsilon);
+  const Vec<T> kept = broadcast<T>(u.kept);
+  over_vectors<T>(u.count, [&](int64_t j, Head<T> here) MHICL_INLINE_LAMBDA {
+    const Vec<T> g = load(u.gradient + j, here);
+    const Vec<T> m = fma<T>(gain1, g - load(u.first + j, here), load(u.first + j, here));
+    const Vec<T> v = fma<T>(gain2, g * g, beta2 * load(u.second + j, here));
+    store(u.first + j, m, here);
+    store(u.second + j, v, here);
+    const Vec<T> update = m / (square_root<T>(v) / root + epsilon);
+    store(u.parameter + j, fma<T>(step, update, kept * load(u.parameter + j, here)), here);
+  });
+}
