@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include "estimates.h"
 #include "kernels.h"
@@ -65,29 +66,39 @@ void Estimate<T>::add_up(Team& team) {
 }
 
 template <class T>
-bool reads_labels(const TaskSpec& task, const std::vector<T>& kq) {
-  const int64_t dim = task.dim();
+void check_weights(const std::string& name, const TaskSpec& task, const Weights<T>& weights) {
+  const int64_t d = task.dim_x, dim = task.dim();
+  // != so that NaN counts.
+  const auto any = [&](const T* row) { return std::any_of(row, row + d, [](T entry) { return entry != T(0); }); };
+  if (name == "sampled") return;
   for (int64_t row = 0; row < task.heads * dim; ++row) {
-    if (row % dim < task.dim_x) continue;
-    const T* entries = kq.data() + row * dim;
-    // != so that NaN counts.
-    if (std::any_of(entries, entries + task.dim_x, [](T entry) { return entry != T(0); })) return true;
+    if (row % dim >= d && any(weights.kq.data() + row * dim)) {
+      throw std::invalid_argument("the " + name + " estimate needs logits that do not read labels, KQ[:, " +
+                                  std::to_string(d) + ":, :" + std::to_string(d) + "] = 0");
+    }
   }
-  return false;
+  if (name == "conditional") return;
+  for (int64_t row = 0; row < task.heads * task.tasks; ++row) {
+    if (any(weights.ov.data() + row * dim)) {
+      throw std::invalid_argument("the " + name + " estimate needs outputs that do not read covariates, OV[:, :, :" +
+                                  std::to_string(d) + "] = 0");
+    }
+  }
 }
 
 template <class T>
 std::unique_ptr<Estimate<T>> make_estimate(const std::string& name, const TaskSpec& task, int64_t n_prompts) {
   if (name == "sampled") return sampled_estimate<T>(task, n_prompts);
   if (name == "conditional") return conditional_estimate<T>(task, n_prompts);
-  throw std::invalid_argument("estimator must be sampled or conditional, got " + name);
+  if (name == "subspace") return subspace_estimate<T>(task, n_prompts);
+  throw std::invalid_argument("estimator must be sampled, conditional or subspace, got " + name);
 }
 
 template class Estimate<float>;
 template class Estimate<double>;
 template std::unique_ptr<Estimate<float>> make_estimate<float>(const std::string&, const TaskSpec&, int64_t);
 template std::unique_ptr<Estimate<double>> make_estimate<double>(const std::string&, const TaskSpec&, int64_t);
-template bool reads_labels<float>(const TaskSpec&, const std::vector<float>&);
-template bool reads_labels<double>(const TaskSpec&, const std::vector<double>&);
+template void check_weights<float>(const std::string&, const TaskSpec&, const Weights<float>&);
+template void check_weights<double>(const std::string&, const TaskSpec&, const Weights<double>&);
 
 }  // namespace mhicl

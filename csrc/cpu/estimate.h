@@ -67,13 +67,14 @@ class Estimate {
   std::vector<double> sums_;
 };
 
-// "sampled" or "conditional", the latter for weights whose logits do not read labels. Throws std::invalid_argument for
+// What an estimate demands of the weights: "conditional" that logits do not read labels, KQ[:, d:, :d] = 0, "subspace" that
+// OV has no covariate block either, "sampled" nothing. Throws std::invalid_argument where that does not hold, and for
 // another name.
 template <class T>
-std::unique_ptr<Estimate<T>> make_estimate(const std::string& name, const TaskSpec& task, int64_t n_prompts);
+void check_weights(const std::string& name, const TaskSpec& task, const Weights<T>& weights);
 
-// Whether logits read labels: KQ[:, d:, :d] is not zero.
+// The estimate of that name.
 template <class T>
-bool reads_labels(const TaskSpec& task, const std::vector<T>& kq);
+std::unique_ptr<Estimate<T>> make_estimate(const std::string& name, const TaskSpec& task, int64_t n_prompts);
 
 }  // namespace mhicl

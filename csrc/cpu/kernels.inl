@@ -30,7 +30,11 @@ namespace {
 
 #include "step_sampled.inl"
 
+#include "step_residuals.inl"
+
 #include "step_conditional.inl"
+
+#include "step_subspace.inl"
 
 #include "updates.inl"
 
@@ -41,7 +45,9 @@ constexpr AttentionKernels<T> attention_kernels() {
 
 template <class T>
 constexpr StepKernels<T> step_kernels() {
-  return {{sampled_workspace<T>, sampled_step<T>}, {conditional_workspace<T>, conditional_step<T>}};
+  return {{sampled_workspace<T>, sampled_step<T>},
+          {conditional_workspace<T>, conditional_step<T>},
+          {subspace_workspace<T>, subspace_step<T>}};
 }
 
 template <class T>

@@ -76,10 +76,10 @@ struct PromptAttention {
     softmax_of_tiles<T>(probability_rows(), heads, tiles);
   }
 
-  // ∂s from ∂p_h = panel_h · rows, where depth may reach into the probabilities.
-  void differentiate(const T* panel, int64_t stride, int64_t depth) const {
-    combine<T>({.panel = panel, .panel_stride = stride, .rows = heads, .depth = depth, .in = block, .in_width = width,
-                .out = gradients, .out_width = heads, .tiles = tiles.count});
+  // ∂s from ∂p_h = panel_h · rows, of which `depth` from `first` on count; they may reach into the probabilities.
+  void differentiate(const T* panel, int64_t stride, int64_t first, int64_t depth) const {
+    combine<T>({.panel = panel, .panel_stride = stride, .rows = heads, .depth = depth, .in = block + first * kTile,
+                .in_width = width, .out = gradients, .out_width = heads, .tiles = tiles.count});
     softmax_of_tiles_backward<T>(probability_rows(), {gradients, heads}, heads, tiles);
   }
 

@@ -118,7 +118,7 @@ struct SampledPrompt {
       add_scaled(error[i], output, direction, row);
     }
     fold(direction);
-    attention.differentiate(panel, panel_stride, rows);
+    attention.differentiate(panel, panel_stride, 0, rows);
     attention.weigh(rows, moments, panel_stride);
     unfold(r);
     return loss;

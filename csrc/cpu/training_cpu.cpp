@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <stdexcept>
 #include <tuple>
 #include <vector>
 
@@ -15,14 +16,14 @@
 namespace mhicl {
 namespace {
 
-void check_weights(const char* name, const at::Tensor& tensor, at::IntArrayRef shape, at::ScalarType dtype) {
+void check_array(const char* name, const at::Tensor& tensor, at::IntArrayRef shape, at::ScalarType dtype) {
   check_shape(name, tensor, shape);
   TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, " must have dtype ", dtype, ", got ", tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.is_contiguous(), name, " must be contiguous on the CPU");
 }
 
 std::vector<double> numbers(const char* name, const at::Tensor& tensor, at::IntArrayRef shape) {
-  check_weights(name, tensor, shape, at::kDouble);
+  check_array(name, tensor, shape, at::kDouble);
   const double* begin = tensor.const_data_ptr<double>();
   return {begin, begin + tensor.numel()};
 }
@@ -50,8 +51,8 @@ TaskSpec task_spec(const at::Tensor& support, const at::Tensor& signal, const st
 
 void check_estimate(const std::string& estimator, int64_t n_prompts, int64_t first_prompt, int64_t step, int64_t n_steps,
                     int64_t threads) {
-  TORCH_CHECK_VALUE(estimator == "sampled" || estimator == "conditional",
-                    "estimator must be sampled or conditional, got ", estimator);
+  TORCH_CHECK_VALUE(estimator == "sampled" || estimator == "conditional" || estimator == "subspace",
+                    "estimator must be sampled, conditional or subspace, got ", estimator);
   TORCH_CHECK_VALUE(n_prompts >= 1, "n_prompts must be at least 1, got ", n_prompts);
   TORCH_CHECK_VALUE(first_prompt >= 0 && first_prompt <= (int64_t(1) << 56) - n_prompts,
                     "prompts must lie in [0, 2**56), got first_prompt=", first_prompt, " with n_prompts=", n_prompts);
@@ -61,9 +62,12 @@ void check_estimate(const std::string& estimator, int64_t n_prompts, int64_t fir
 }
 
 template <class T>
-void check_logits(const TaskSpec& task, const std::string& estimator, const Weights<T>& weights) {
-  TORCH_CHECK_VALUE(estimator == "sampled" || !reads_labels(task, weights.kq), "the ", estimator,
-                    " estimator needs logits that do not read labels, KQ[:, ", task.dim_x, ":, :", task.dim_x, "] = 0");
+void check_estimable(const TaskSpec& task, const std::string& estimator, const Weights<T>& weights) {
+  try {
+    check_weights(estimator, task, weights);
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
 }
 
 template <class T>
@@ -73,7 +77,7 @@ std::tuple<double, at::Tensor, at::Tensor> step_of(const TaskSpec& task, const s
   Weights<T> weights(task), gradient(task);
   std::copy_n(kq.const_data_ptr<T>(), kq.numel(), weights.kq.data());
   std::copy_n(ov.const_data_ptr<T>(), ov.numel(), weights.ov.data());
-  check_logits(task, estimator, weights);
+  check_estimable(task, estimator, weights);
   Team team(threads);
   const double loss = (*make_estimate<T>(estimator, task, n_prompts))(weights, range, team, gradient);
   at::Tensor grad_kq = at::empty_like(kq), grad_ov = at::empty_like(ov);
@@ -93,8 +97,8 @@ std::tuple<double, at::Tensor, at::Tensor> flow_step(const at::Tensor& kq, const
       task_spec(support, signal, covariance_factor, kq.size(0), context_length, noise_std, noisy_target);
   const std::string name(estimator);
   check_estimate(name, n_prompts, first_prompt, step, 1, threads);
-  check_weights("kq", kq, {task.heads, task.dim(), task.dim()}, kq.scalar_type());
-  check_weights("ov", ov, {task.heads, task.tasks, task.dim()}, kq.scalar_type());
+  check_array("kq", kq, {task.heads, task.dim(), task.dim()}, kq.scalar_type());
+  check_array("ov", ov, {task.heads, task.tasks, task.dim()}, kq.scalar_type());
   const PromptRange range = {uint64_t(seed), uint32_t(step), uint64_t(first_prompt)};
   return AT_DISPATCH_FLOATING_TYPES(kq.scalar_type(), "flow_step", [&] {
     return step_of<scalar_t>(task, name, n_prompts, range, int(threads), kq, ov);
@@ -138,7 +142,7 @@ int64_t checked_width(const std::vector<at::Tensor>& parameters, const std::vect
     const size_t which = i % parameters.size();
     const std::vector<int64_t> shape = which < squares ? std::vector<int64_t>{heads, combined ? dim : width, dim}
                                                        : std::vector<int64_t>{heads, tasks, width};
-    check_weights(i < parameters.size() ? "a parameter" : "the optimizer's state",
+    check_array(i < parameters.size() ? "a parameter" : "the optimizer's state",
                   i < parameters.size() ? parameters[i] : state[i - parameters.size()], shape,
                   parameters[0].scalar_type());
   }
@@ -173,7 +177,7 @@ std::tuple<int64_t, bool, double, double, double, double, double> train_steps(
     const TrainedArrays<scalar_t> arrays = trained_arrays<scalar_t>(parameters, state);
     Weights<scalar_t> weights(task);
     Parameters<scalar_t>(task, spec, arrays).combine(weights);
-    check_logits(task, spec.estimator, weights);
+    check_estimable(task, spec.estimator, weights);
     return train<scalar_t>(task, spec, arrays, step, n_steps, max_seconds, flow_time, int(threads));
   });
   return {out.steps_done, out.finite, out.first_loss, out.first_gradient_norm, out.last_loss, out.flow_time,
