@@ -1,6 +1,7 @@
 // Box-Muller from 32-bit words, written once for scalars and vectors. The including namespace has for T = float and
 // double: Vec<T>, a vector of T or T itself; VecBits<T>, integers of T's width; VecWords<T>, as many 32-bit words; and
 //   broadcast<T>(x)  fma<T>(a, b, c)  select<T>(mask, yes, no)  square_root<T>(x)
+//   to_bits<T>(x)  from_bits<T>(bits)
 //   to_signed<T>(words)       the words, read as signed integers, in T
 //   top_bit<T>(words)         a mask for select: the words' bit 31
 //   flip_sign<T>(x, words)    −x where the words' bit 31 is set
@@ -39,19 +40,19 @@ MHICL_INLINE Vec<T> minus_two_log(VecWords<T> a) {
   constexpr Bits root_half = std::is_same_v<T, float> ? Bits(0x3F3504F3) : Bits(0x3FE6A09E667F3BCD);
 
   // As a signed number a holds u below ½ and u − 1 from ½ on: next to 0 and next to 1 nothing is rounded away.
-  const Vec<T> v = (to_signed<T>(a) + broadcast<T>(T(0.5))) * broadcast<T>(T(0x1p-32));
+  const Vec<T> v = fma<T>(to_signed<T>(a), broadcast<T>(T(0x1p-32)), broadcast<T>(T(0x1p-33)));
   const Vec<T> u = select<T>(top_bit<T>(a), v + broadcast<T>(T(1)), v);
 
   // u = 2ᵉ (1 + f) with √½ ≤ 1 + f < √2. Where e is 0, u is above √½ and f is v.
-  const VecBits<T> shifted = (VecBits<T>)u + ((exponent_of_one << mantissa) - root_half);
-  const VecBits<T> biased = shifted >> mantissa;
-  const Vec<T> one_plus_f = (Vec<T>)((shifted & ((Bits(1) << mantissa) - 1)) + root_half);
-  const Vec<T> f = select<T>(biased == exponent_of_one, v, one_plus_f - broadcast<T>(T(1)));
+  const VecBits<T> above = to_bits<T>(u) - root_half;
+  const VecBits<T> exponent = above >> mantissa;
+  const Vec<T> one_plus_f = from_bits<T>((above & ((Bits(1) << mantissa) - 1)) + root_half);
+  const Vec<T> f = select<T>(exponent == 0, v, one_plus_f - broadcast<T>(T(1)));
 
-  // An integer in the low bits of 2^mantissa is that number plus the integer.
-  constexpr T magic = T(Bits(1) << mantissa);
-  constexpr Bits magic_bits = (exponent_of_one + mantissa) << mantissa;
-  const Vec<T> e = (Vec<T>)(biased | magic_bits) - broadcast<T>(magic + T(exponent_of_one));
+  // An integer added to the bits of 1.5 · 2^mantissa is added to that number.
+  constexpr T magic = T(Bits(3) << (mantissa - 1));
+  constexpr Bits magic_bits = (exponent_of_one + mantissa) << mantissa | Bits(1) << (mantissa - 1);
+  const Vec<T> e = from_bits<T>(exponent + magic_bits) - broadcast<T>(magic);
   return fma<T>(e, broadcast<T>(T(-1.3862943611198906)), minus_two_log1p<T>(f));
 }
 

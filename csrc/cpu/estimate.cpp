@@ -57,11 +57,7 @@ void Estimate<T>::add_up(Team& team) {
   const int64_t size = sums_size();
   team.for_each((size + piece - 1) / piece, [&](int64_t i, int) {
     const int64_t begin = i * piece, end = std::min(size, begin + piece);
-    std::fill(sums_.begin() + begin, sums_.begin() + end, 0.0);
-    for (int64_t slice = 0; slice < slices_; ++slice) {
-      const T* part = partial_.data() + slice * size;
-      for (int64_t at = begin; at < end; ++at) sums_[at] += double(part[at]);
-    }
+    kernels().update<T>().add_rows(partial_.data(), slices_, size, begin, end, sums_.data());
   });
 }
 

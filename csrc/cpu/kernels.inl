@@ -52,7 +52,8 @@ constexpr StepKernels<T> step_kernels() {
 
 template <class T>
 constexpr UpdateKernels<T> update_kernels() {
-  return {descend<T>, descend_with_momentum<T>, adapt_moments<T>, sum_of_squares<T>, largest_magnitude<T>};
+  return {descend<T>, descend_with_momentum<T>, adapt_moments<T>, sum_of_squares<T>, add_rows<T>,
+          largest_magnitude<T>};
 }
 
 }  // namespace

@@ -12,6 +12,16 @@ template <class T>
 using VecWords = typename WordTypes<T>::Unsigned;
 
 template <class T>
+MHICL_INLINE VecBits<T> to_bits(Vec<T> x) {
+  return VecBits<T>(x);
+}
+
+template <class T>
+MHICL_INLINE Vec<T> from_bits(VecBits<T> bits) {
+  return Vec<T>(bits);
+}
+
+template <class T>
 MHICL_INLINE Vec<T> to_signed(VecWords<T> words) {
   return __builtin_convertvector((typename WordTypes<T>::Signed)words, Vec<T>);
 }
@@ -84,57 +94,76 @@ struct Schedule {
   }
 };
 
-// Philox on one block in each 64-bit lane. Only the low halves matter: the high ones fill with rubbish, which neither
-// the multiplications nor the shifts let in.
-MHICL_INLINE void philox_lanes(const Schedule& schedule, Wide index, Wide (&word)[philox::kWords]) {
-  Wide c0 = index, c1 = schedule.counter1 + Wide{}, c2 = schedule.counter2 + Wide{}, c3 = schedule.counter3 + Wide{};
+// Philox on one block in each 64-bit lane of N vectors, which take turns so that none waits for its multiplications. Only
+// the low halves matter: the high ones fill with rubbish, which neither the multiplications nor the shifts let in.
+template <int N>
+MHICL_INLINE void philox_lanes(const Schedule& schedule, Wide (&c0)[N], Wide (&c1)[N], Wide (&c2)[N], Wide (&c3)[N]) {
   const Wide multiplier0 = philox::kMultiplier0 + Wide{}, multiplier1 = philox::kMultiplier1 + Wide{};
 #pragma GCC unroll 10
   for (int round = 0; round < philox::kRounds; ++round) {
-    const Wide product0 = multiply_low_halves(multiplier0, c0);
-    const Wide product1 = multiply_low_halves(multiplier1, c2);
-    c0 = exclusive_or(product1 >> 32, c1, schedule.key0[round] + Wide{});
-    c1 = product1;
-    c2 = exclusive_or(product0 >> 32, c3, schedule.key1[round] + Wide{});
-    c3 = product0;
-  }
-  word[0] = c0;
-  word[1] = c1;
-  word[2] = c2;
-  word[3] = c3;
-}
-
-// Even blocks run in one vector and odd ones in another, so that joining their low halves puts blocks in order.
-MHICL_INLINE GroupWords group_words(const Schedule& schedule, uint32_t group) {
-  static constexpr uint64_t even_numbers[] = {0, 2, 4, 6, 8, 10, 12, 14};
-  constexpr int blocks_at_once = 2 * MHICL_VECTOR_BYTES / int(sizeof(uint64_t));
-  Wide evens;
-  std::memcpy(&evens, even_numbers, sizeof evens);
-  GroupWords out;
-  for (int first = 0; first < philox::kLanes; first += blocks_at_once) {
-    const Wide index = evens + uint64_t(group * philox::kLanes + first);
-    Wide even[philox::kWords], odd[philox::kWords];
-    philox_lanes(schedule, index, even);
-    philox_lanes(schedule, index + 1, odd);
-    for (int k = 0; k < philox::kWords; ++k) {
-      const Wide joined = (even[k] & 0xFFFFFFFFu) | odd[k] << 32;
-      std::memcpy(&out.word[k][first], &joined, sizeof joined);
+    const Wide key0 = schedule.key0[round] + Wide{}, key1 = schedule.key1[round] + Wide{};
+    MHICL_UNROLL
+    for (int i = 0; i < N; ++i) {
+      const Wide product0 = multiply_low_halves(multiplier0, c0[i]);
+      const Wide product1 = multiply_low_halves(multiplier1, c2[i]);
+      c0[i] = exclusive_or(product1 >> 32, c1[i], key0);
+      c1[i] = product1;
+      c2[i] = exclusive_or(product0 >> 32, c3[i], key1);
+      c3[i] = product0;
     }
   }
-  return out;
+}
+
+// The low halves of both, those of the first in even places.
+MHICL_INLINE Wide join_low_halves(Wide even, Wide odd) {
+#if defined(MHICL_ISA_AVX512)
+  return Wide(_mm512_mask_shuffle_epi32(__m512i(even), 0xAAAA, __m512i(odd), _MM_PERM_CCAA));
+#else
+  return Wide(_mm256_blend_epi32(__m256i(even), _mm256_slli_epi64(__m256i(odd), 32), 0xAA));
+#endif
+}
+
+inline constexpr int kBlocksOfPair = 2 * MHICL_VECTOR_BYTES / int(sizeof(uint64_t));
+
+// Even blocks run in one vector and odd ones in another, so that joining their low halves puts blocks in order. Two such
+// pairs at once, where the groups have them, are what the registers hold.
+template <int GROUPS>
+MHICL_INLINE void group_words(const Schedule& schedule, uint32_t group, GroupWords (&out)[GROUPS]) {
+  static constexpr uint64_t even_numbers[] = {0, 2, 4, 6, 8, 10, 12, 14};
+  constexpr int blocks = GROUPS * philox::kLanes, pairs = std::min(2, blocks / kBlocksOfPair);
+  Wide evens;
+  std::memcpy(&evens, even_numbers, sizeof evens);
+  for (int first = 0; first < blocks; first += pairs * kBlocksOfPair) {
+    Wide word[philox::kWords][2 * pairs];
+    MHICL_UNROLL
+    for (int i = 0; i < 2 * pairs; ++i) {
+      word[0][i] = evens + uint64_t(group * philox::kLanes + first + i / 2 * kBlocksOfPair + i % 2);
+      word[1][i] = schedule.counter1 + Wide{};
+      word[2][i] = schedule.counter2 + Wide{};
+      word[3][i] = schedule.counter3 + Wide{};
+    }
+    philox_lanes(schedule, word[0], word[1], word[2], word[3]);
+    MHICL_UNROLL
+    for (int i = 0; i < pairs; ++i) {
+      const int block = first + i * kBlocksOfPair;
+      for (int k = 0; k < philox::kWords; ++k) {
+        const Wide joined = join_low_halves(word[k][2 * i], word[k][2 * i + 1]);
+        std::memcpy(&out[block / philox::kLanes].word[k][block % philox::kLanes], &joined, sizeof joined);
+      }
+    }
+  }
 }
 
 #else
 
 using Schedule = philox::Stream;
 
-MHICL_INLINE GroupWords group_words(const Schedule& stream, uint32_t group) {
-  GroupWords out;
-  for (int j = 0; j < philox::kLanes; ++j) {
+template <int GROUPS>
+MHICL_INLINE void group_words(const Schedule& stream, uint32_t group, GroupWords (&out)[GROUPS]) {
+  for (int j = 0; j < GROUPS * philox::kLanes; ++j) {
     const philox::Block block = philox::block(stream, group * philox::kLanes + j);
-    for (int k = 0; k < philox::kWords; ++k) out.word[k][j] = block.word[k];
+    for (int k = 0; k < philox::kWords; ++k) out[j / philox::kLanes].word[k][j % philox::kLanes] = block.word[k];
   }
-  return out;
 }
 
 #endif
@@ -173,22 +202,35 @@ struct RawWords {
   }
 };
 
-// Elements begin, …, end − 1 of a group; nothing is computed for a half that has none of them.
-template <class Kind>
-void part_of_group(const Schedule& schedule, uint32_t index, int64_t begin, int64_t end,
-                   typename Kind::Value* out) {
-  const GroupWords words = group_words(schedule, index);
-  for (int half = 0; half < 2; ++half) {
+// All elements of `batches` times GROUPS groups from `index` on. A function of its own, so that the keys stay where they
+// are instead of being spread over vectors first, which costs a short run as much as its numbers.
+template <class Kind, int GROUPS>
+__attribute__((noinline)) void whole_groups(const Schedule& schedule, uint32_t index, int64_t batches,
+                                            typename Kind::Value* out) {
+  for (; batches > 0; --batches, index += GROUPS, out += GROUPS * philox::kGroup) {
+    GroupWords words[GROUPS];
+    group_words(schedule, index, words);
+    MHICL_UNROLL
+    for (int half = 0; half < 2 * GROUPS; ++half) Kind::half_group(words[half / 2], half % 2, out + half * kHalfGroup);
+  }
+}
+
+// Elements begin, …, end − 1 of GROUPS groups from `index` on; nothing is computed for a half that has none of them.
+template <class Kind, int GROUPS>
+void part_of_groups(const Schedule& schedule, uint32_t index, int64_t begin, int64_t end, typename Kind::Value* out) {
+  GroupWords words[GROUPS];
+  group_words(schedule, index, words);
+  for (int64_t half = begin / kHalfGroup; half * kHalfGroup < end; ++half) {
     const int64_t offset = half * kHalfGroup;
     const int64_t from = std::max<int64_t>(begin - offset, 0), to = std::min<int64_t>(end - offset, kHalfGroup);
-    if (from >= to) continue;
     typename Kind::Value all[kHalfGroup];
-    Kind::half_group(words, half, all);
+    Kind::half_group(words[half / 2], int(half % 2), all);
     out = std::copy(all + from, all + to, out);
   }
 }
 
-// Elements first, …, first + count − 1 of a stream.
+// Elements first, …, first + count − 1 of a stream. Groups go two by two: one alone would have the processor wait for
+// its results.
 template <class Kind>
 void elements(typename Kind::Value* out, int64_t count, const philox::Stream& stream, int64_t first) {
   constexpr int64_t size = philox::kGroup;
@@ -196,14 +238,15 @@ void elements(typename Kind::Value* out, int64_t count, const philox::Stream& st
   uint32_t index = uint32_t(first / size);
   if (const int64_t begin = first % size; begin != 0 && count > 0) {
     const int64_t end = std::min(size, begin + count);
-    part_of_group<Kind>(schedule, index++, begin, end, out);
+    part_of_groups<Kind, 1>(schedule, index++, begin, end, out);
     out += end - begin;
     count -= end - begin;
   }
-  for (; count >= size; count -= size, out += size) {
-    const GroupWords words = group_words(schedule, index++);
-    Kind::half_group(words, 0, out);
-    Kind::half_group(words, 1, out + kHalfGroup);
-  }
-  if (count > 0) part_of_group<Kind>(schedule, index, 0, count, out);
+  const int64_t pairs = count / (2 * size), rest = count % (2 * size);
+  whole_groups<Kind, 2>(schedule, index, pairs, out);
+  index += uint32_t(2 * pairs);
+  out += 2 * pairs * size;
+  if (rest > size) part_of_groups<Kind, 2>(schedule, index, 0, rest, out);
+  else if (rest == size) whole_groups<Kind, 1>(schedule, index, 1, out);
+  else if (rest > 0) part_of_groups<Kind, 1>(schedule, index, 0, rest, out);
 }

@@ -18,26 +18,35 @@ MHICL_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   if constexpr (HALF > 1) transpose<T, HALF / 2>(rows);
 }
 
-// The columns of one tile, to the rows of its first `tokens` tokens.
+// kLanes tokens of at most as many columns, to the tokens' rows.
 template <class T>
-void write_rows(const T* tile, int64_t columns, T* rows, int64_t row_stride, int64_t tokens) {
+MHICL_INLINE void write_square(const T* columns, int64_t n_columns, T* rows, int64_t row_stride) {
   constexpr int lanes = kLanes<T>;
-  for (int64_t column = 0; column < columns; column += lanes) {
-    const bool whole = columns - column >= lanes;
-    const Head<T> head(std::min<int64_t>(lanes, columns - column));
-    for (int64_t first = 0; first < tokens; first += lanes) {
-      Vec<T> square[lanes];
-      MHICL_UNROLL
-      for (int i = 0; i < lanes; ++i) {
-        square[i] = load(tile + std::min<int64_t>(column + i, columns - 1) * philox::kTile + first);
-      }
-      transpose<T>(square);
-      const int64_t present = std::min<int64_t>(lanes, tokens - first);
-      T* row = rows + first * row_stride + column;
-      for (int64_t i = 0; i < present; ++i, row += row_stride) {
-        if (whole) store(row, square[i]);
-        else store(row, square[i], head);
-      }
+  if (n_columns <= lanes / 4) {
+    for (int64_t i = 0; i < n_columns; ++i) {
+      for (int token = 0; token < lanes; ++token) rows[token * row_stride + i] = columns[i * philox::kTile + token];
+    }
+    return;
+  }
+  const Head<T> head(n_columns);
+  Vec<T> square[lanes];
+  MHICL_UNROLL
+  for (int i = 0; i < lanes; ++i) square[i] = load(columns + std::min<int64_t>(i, n_columns - 1) * philox::kTile);
+  transpose<T>(square);
+  MHICL_UNROLL
+  for (int token = 0; token < lanes; ++token) {
+    if (n_columns == lanes) store(rows + token * row_stride, square[token]);
+    else store(rows + token * row_stride, square[token], head);
+  }
+}
+
+// The columns of a tile, to its tokens' rows.
+template <class T>
+void write_rows(const T* tile, int64_t columns, T* rows, int64_t row_stride) {
+  for (int64_t column = 0; column < columns; column += kLanes<T>) {
+    const int64_t together = std::min<int64_t>(kLanes<T>, columns - column);
+    for (int64_t token = 0; token < philox::kTile; token += kLanes<T>) {
+      write_square(tile + column * philox::kTile + token, together, rows + token * row_stride + column, row_stride);
     }
   }
 }
@@ -71,21 +80,24 @@ MHICL_INLINE void scale(T* out, const T* numbers, int64_t count, T factor) {
   for (int64_t i = 0; i < count; ++i) out[i] = factor * numbers[i];
 }
 
-// What one thread keeps while it makes prompts.
+// What one thread keeps while it makes prompts. Finished rows wait in it for their tile to be complete: memory takes
+// them fastest one after the other.
 template <class T>
 struct PromptScratch {
   const int64_t chunk, before_noise, noises;
   Workspace<T> memory;
-  T *xi, *x, *numbers, *noise;
+  T *xi, *x, *rows, *numbers, *noise;
 
   explicit PromptScratch(const MultiTaskParams<T>& p)
       : chunk(chunk_tokens(p.context_length, p.dim_x + p.n_tasks)),
         before_noise(philox::first_context_noise(p.dim_x, p.n_tasks)),
         noises(chunk * p.n_tasks),
         memory(Workspace<T>::padded(chunk * p.dim_x) + Workspace<T>::padded(philox::kTile * p.dim_x) +
+               Workspace<T>::padded(philox::kTile * (p.dim_x + p.n_tasks)) +
                Workspace<T>::padded(before_noise + noises)),
         xi(memory.take(chunk * p.dim_x)),
         x(memory.take(philox::kTile * p.dim_x)),
+        rows(memory.take(philox::kTile * (p.dim_x + p.n_tasks))),
         numbers(memory.take(before_noise + noises)),
         noise(numbers + before_noise) {}
 };
@@ -119,10 +131,10 @@ void make_context(const MultiTaskParams<T>& p, int64_t prompt, int64_t first, co
     }
     T* y = scratch.noise + (token - first) * p.n_tasks;
     label(p, beta, x, y, philox::kTile, noisy);
-    T* rows = p.context + (prompt * p.context_length + token) * dim;
-    const int64_t tokens = std::min<int64_t>(philox::kTile, last - token);
-    write_rows(x, p.dim_x, rows, dim, tokens);
-    write_rows(y, p.n_tasks, rows + p.dim_x, dim, tokens);
+    write_rows(x, p.dim_x, scratch.rows, dim);
+    write_rows(y, p.n_tasks, scratch.rows + p.dim_x, dim);
+    std::copy_n(scratch.rows, std::min<int64_t>(philox::kTile, last - token) * dim,
+                p.context + (prompt * p.context_length + token) * dim);
   }
 }
 
@@ -154,8 +166,9 @@ void sample_multi_task(const MultiTaskParams<T>& p, int64_t begin, int64_t end) 
 template <class T>
 void sample_covariates(const CovariatesParams<T>& p, int64_t begin, int64_t end) {
   const int64_t chunk = chunk_tokens(p.context_length, p.dim_x);
-  Workspace<T> memory(Workspace<T>::padded(chunk * p.dim_x));
+  Workspace<T> memory(Workspace<T>::padded(chunk * p.dim_x) + Workspace<T>::padded(philox::kTile * p.dim_x));
   T* xi = memory.take(chunk * p.dim_x);
+  T* rows = memory.take(philox::kTile * p.dim_x);
   for (int64_t prompt = begin; prompt < end; ++prompt) {
     const philox::Stream stream = p.range.stream(prompt, philox::kContext);
     elements<StandardNormals<T>>(p.xi_query + prompt * p.dim_x, p.dim_x, p.range.stream(prompt, philox::kPrompt), 0);
@@ -164,8 +177,9 @@ void sample_covariates(const CovariatesParams<T>& p, int64_t begin, int64_t end)
       elements<StandardNormals<T>>(xi, philox::tiled_size(last - first, p.dim_x), stream,
                                    philox::in_tiles(first, 0, p.dim_x));
       for (int64_t token = first; token < last; token += philox::kTile) {
-        write_rows(xi + (token - first) * p.dim_x, p.dim_x, p.xi + (prompt * p.context_length + token) * p.dim_x, p.dim_x,
-                   std::min<int64_t>(philox::kTile, last - token));
+        write_rows(xi + (token - first) * p.dim_x, p.dim_x, rows, p.dim_x);
+        std::copy_n(rows, std::min<int64_t>(philox::kTile, last - token) * p.dim_x,
+                    p.xi + (prompt * p.context_length + token) * p.dim_x);
       }
     }
   }

@@ -6,9 +6,9 @@ template <class T>
 struct SampledPrompt {
   const SampledParams<T>& params;
   const StepPrompts<T>& p;
-  int64_t dim, rows, numbers, numbers_stride, beta_stride, panel_stride;
+  int64_t dim, rows, noise_base, numbers, beta_stride, panel_stride;
   PromptAttention<T> attention;
-  T *normals;    // (chunk, numbers_stride): of the PROMPT stream
+  T *normals;    // (chunk, numbers): the PROMPT stream's beginning
   T *projected;  // (chunk, H, D): r, then ∂r
   T *averages;   // (chunk, H, D): c
   T *errors;     // (chunk, I): 2 (ŷ − y_q)
@@ -19,12 +19,12 @@ struct SampledPrompt {
         p(params.prompts),
         dim(p.dim_x + p.tasks),
         rows(p.dim_x + (p.noise_std > T(0) ? p.tasks : 0)),
-        numbers(p.dim_x * (1 + p.tasks) + (draws_target_noise() ? p.tasks : 0)),
-        numbers_stride(numbers),
+        noise_base(philox::first_context_noise(p.dim_x, p.tasks)),
+        numbers(count_numbers()),
         beta_stride(padded<T>(p.dim_x)),
         panel_stride(padded<T>(rows)),
         attention(p.context_length, rows, p.heads, pieces) {
-    normals = pieces.take(kStepChunk * numbers_stride);
+    normals = pieces.take(kStepChunk * numbers);
     projected = pieces.take(kStepChunk * p.heads * dim);
     averages = pieces.take(kStepChunk * p.heads * dim);
     errors = pieces.take(kStepChunk * p.tasks);
@@ -36,21 +36,34 @@ struct SampledPrompt {
   }
 
   bool draws_target_noise() const { return p.noisy_target && p.noise_std > T(0); }
-  ChunkQueries<T> queries() const { return {p.dim_x, p.heads * dim, normals, numbers_stride}; }
+
+  // How much of the PROMPT stream is drawn for all prompts of a chunk: what stands before the context's noise, and where
+  // that is short the noise too, which begins within the same groups.
+  int64_t count_numbers() const {
+    constexpr int64_t few = 512;
+    const int64_t noise = rows > p.dim_x ? philox::tiled_size(p.context_length, p.tasks) : 0;
+    if (noise > 0 && noise_base + noise <= few) return noise_base + noise;
+    return p.dim_x * (1 + p.tasks) + (draws_target_noise() ? p.tasks : 0);
+  }
+  ChunkQueries<T> queries() const { return {p.dim_x, p.heads * dim, normals, numbers}; }
 
   void draw_chunk(int64_t first, int64_t count) {
     for (int64_t n = 0; n < count; ++n) {
-      elements<StandardNormals<T>>(normals + n * numbers_stride, numbers, p.range.stream(first + n, philox::kPrompt), 0);
+      elements<StandardNormals<T>>(normals + n * numbers, numbers, p.range.stream(first + n, philox::kPrompt), 0);
     }
     queries().project(params.projections, count, projected);
   }
 
-  void draw_context(int64_t prompt) {
-    fill_tiles<T>(p.range.stream(prompt, philox::kContext), 0, p.dim_x, attention.tiles.count, attention.block,
-                  attention.width);
+  void draw_context(int64_t prompt, const T* drawn) {
+    const int64_t tiles = attention.tiles.count;
+    fill_tiles<T>(p.range.stream(prompt, philox::kContext), 0, p.dim_x, tiles, attention.block, attention.width);
     if (rows == p.dim_x) return;
-    fill_tiles<T>(p.range.stream(prompt, philox::kPrompt), philox::first_context_noise(p.dim_x, p.tasks) / kTile, p.tasks,
-                  attention.tiles.count, attention.block + p.dim_x * kTile, attention.width);
+    T* const noise = attention.block + p.dim_x * kTile;
+    if (numbers > noise_base) {
+      TileWriter<T>{noise, p.tasks, attention.width}.write(drawn + noise_base, p.tasks * tiles);
+    } else {
+      fill_tiles<T>(p.range.stream(prompt, philox::kPrompt), noise_base / kTile, p.tasks, tiles, noise, attention.width);
+    }
   }
 
   void make_coefficients(const T* standard) {
@@ -98,10 +111,10 @@ struct SampledPrompt {
   // One prompt's squared error; leaves 2 (ŷ − y_q), c and ∂r in place n of the chunk.
   T step(int64_t prompt, int64_t n) {
     const int64_t row = p.heads * dim;
-    const T* drawn = normals + n * numbers_stride;
+    const T* drawn = normals + n * numbers;
     T *r = projected + n * row, *c = averages + n * row, *error = errors + n * p.tasks;
     make_coefficients(drawn + p.dim_x);
-    draw_context(prompt);
+    draw_context(prompt, drawn);
     fold(r);
     attention.attend(panel, panel_stride, rows);
     attention.average(rows, moments, panel_stride);
@@ -139,14 +152,13 @@ void sampled_step(const SampledParams<T>& params, int64_t begin, int64_t end, T*
   const StepPrompts<T>& p = params.prompts;
   const SampledSums<T> sums(p, out);
   const int64_t row = p.heads * prompt.dim;
-  std::fill_n(out, SampledSums<T>::size(p), T(0));
   *loss = 0;
   for (int64_t first = begin; first < end; first += kStepChunk) {
     const int64_t count = std::min(kStepChunk, end - first);
     prompt.draw_chunk(first, count);
     for (int64_t n = 0; n < count; ++n) *loss += double(prompt.step(first + n, n));
-    prompt.queries().add_gradient(prompt.projected, count, sums.projections, true);
+    prompt.queries().add_gradient(prompt.projected, count, sums.projections, first > begin);
     gemm<T>({.rows = p.tasks, .cols = row, .depth = count, .a = prompt.errors, .a_stride = p.tasks, .unit_rows = true,
-             .b = prompt.averages, .b_stride = row, .c = sums.outputs, .c_stride = row, .accumulate = true});
+             .b = prompt.averages, .b_stride = row, .c = sums.outputs, .c_stride = row, .accumulate = first > begin});
   }
 }

@@ -12,6 +12,22 @@ double sum_of_squares(const T* g, int64_t count) {
   return total;
 }
 
+// Σ over `slices` rows of `size` numbers, one row after another, of columns [begin, end).
+template <class T>
+void add_rows(const T* rows, int64_t slices, int64_t size, int64_t begin, int64_t end, double* sums) {
+  constexpr int lanes = kLanes<T>;
+  typedef double Doubles __attribute__((vector_size(lanes * sizeof(double))));
+  for (int64_t at = begin; at < end; at += lanes) {
+    const int64_t count = std::min<int64_t>(lanes, end - at);
+    const Head<T> here(count);
+    Doubles sum{};
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      sum += __builtin_convertvector(load(rows + slice * size + at, here), Doubles);
+    }
+    std::memcpy(sums + at, &sum, size_t(count) * sizeof(double));
+  }
+}
+
 // max |g|; NaNs don't count.
 template <class T>
 T largest_magnitude(const T* g, int64_t count) {
