@@ -44,6 +44,27 @@ MHICL_INLINE void add_scaled(T factor, const T* x, T* y, int64_t count) {
   store(y + j, fma<T>(by, load(x + j, rest), load(y + j, rest)), rest);
 }
 
+// y *= factor.
+template <class T>
+MHICL_INLINE void scale_by(T factor, T* y, int64_t count) {
+  const Vec<T> by = broadcast<T>(factor);
+  int64_t j = 0;
+  for (; j + kLanes<T> <= count; j += kLanes<T>) store(y + j, by * load(y + j));
+  const Head<T> rest(count - j);
+  store(y + j, by * load(y + j, rest), rest);
+}
+
+// max |y|; NaNs don't count.
+template <class T>
+MHICL_INLINE T largest_magnitude(const T* y, int64_t count) {
+  Vec<T> top{};
+  for (int64_t j = 0; j < count; j += kLanes<T>) {
+    const Vec<T> x = load(y + j, Head<T>(std::min<int64_t>(kLanes<T>, count - j)));
+    top = max<T>(max<T>(x, -x), top);
+  }
+  return largest_by_head<T>(top, 1)[0];
+}
+
 // y += a ∘ b.
 template <class T>
 MHICL_INLINE void add_product(const T* a, const T* b, T* y, int64_t count) {

@@ -4,7 +4,7 @@
 // m_h = Σ_l p_lh u_l, a_h = Qᵀm_h, τ_j = tr S̃_j P, S̃_j = AᵀS_jA, c and W as in SubspaceParams and ResidualParams:
 //   products a_h·S̃_j a_g become a_h·S̃_j a_g + τ_j K_hg, and
 //   ∂r_h = v_h + Qᵀ(α_h − Q v_h),   v_h = (1 − K_hh) g_h + Σ_j S̃_j Qᵀ y_hj,
-//   α_h = Σ_l p_lh (u_l − m_h) [u_l·Q g_h + Σ_g (2 W_hg + Σ_j c_{j,hg} τ_j) p_lg],   y_hj = Σ_l p_lh (u_l − m_h) Σ_g c_{j,hg} p_lg,
+//   α_h = Σ_l p_lh (u_l − m_h) [u_l·Q g_h + Σ_g (2 W_hg + Σ_j c_{j,hg} τ_j) p_lg],   y_hj = Σ_g c_{j,hg} Σ_l p_lh p_lg (u_l − m_h),
 // g_h the conditional gradient in a_h. Each u serves twice, as itself and as −u, which cancels what is odd in it.
 
 template <class T>
@@ -23,7 +23,9 @@ struct SubspacePrompt {
   T *direction;              // (H, d_stride): g_h, then v_h
   T *lifted;                 // (H, d_stride)
   T *overlap_weights;        // (H, H)
-  T *outside;                // (I): τ_j
+  T* outside;                // (I): τ_j
+  T *products, *pair_moments;  // a block of a row for each pair of heads, and Σ_l of each times u (pairs, M)
+  T* centred_pairs;          // (H, H, M): n_hg
 
   SubspacePrompt(const SubspaceParams<T>& params, Pieces<T>& pieces)
       : params(params),
@@ -45,6 +47,10 @@ struct SubspacePrompt {
     lifted = pieces.take(p.heads * d_stride);
     overlap_weights = pieces.take(p.heads * p.heads);
     outside = pieces.take(p.tasks);
+    const int64_t kept = params.isotropic ? 0 : pairs();
+    products = pieces.take(attention.tiles.count * kept * kTile);
+    pair_moments = pieces.take(kept * rank);
+    centred_pairs = pieces.take(params.isotropic ? 0 : p.heads * p.heads * rank);
   }
 
   // Gram–Schmidt in the heads' order. What is left of a head beside those before it counts by the head's own length, so
@@ -57,7 +63,13 @@ struct SubspacePrompt {
     for (int64_t h = 0; h < p.heads && found < rank; ++h) {
       T* v = basis + found * d_stride;
       std::copy_n(r + h * p.dim_x, p.dim_x, v);
-      const bool kept = normalise(v, T(0)) && orthogonalise(v, found, negligible) && orthogonalise(v, found, T(0));
+      // The largest entry first: squares neither over- nor underflow then.
+      const T largest = largest_magnitude(v, p.dim_x);
+      bool kept = largest > T(0) && std::isfinite(largest);
+      if (kept) {
+        scale_by(T(1) / largest, v, p.dim_x);
+        kept = normalise(v, T(0)) && orthogonalise(v, found, negligible) && orthogonalise(v, found, T(0));
+      }
       if (kept) ++found;
       else std::fill_n(v, p.dim_x, T(0));
     }
@@ -66,21 +78,17 @@ struct SubspacePrompt {
     }
   }
 
-  // Divides by the largest entry first, whose square neither over- nor underflows. False, and v is rubbish, where the
-  // length is not above `negligible`, or not a number.
+  // False, and v is left as it is, where the length is not above `negligible`, or not a number.
   bool normalise(T* v, T negligible) const {
-    T largest = 0;
-    for (int64_t c = 0; c < p.dim_x; ++c) largest = std::max(largest, std::abs(v[c]));
-    if (!(largest > T(0)) || !std::isfinite(largest)) return false;
-    for (int64_t c = 0; c < p.dim_x; ++c) v[c] /= largest;
     const T length = std::sqrt(inner(v, v, p.dim_x));
-    if (!(length * largest > negligible)) return false;
-    for (int64_t c = 0; c < p.dim_x; ++c) v[c] /= length;
+    if (!(length > negligible)) return false;
+    scale_by(T(1) / length, v, p.dim_x);
     return true;
   }
 
   // v − Σ_k (q_k·v) q_k over the first `found` rows, to unit length.
   bool orthogonalise(T* v, int64_t found, T negligible) const {
+    if (found == 0) return true;
     T* const products = means;  // not in use yet
     for (int64_t k = 0; k < found; ++k) products[k] = inner(basis + k * d_stride, v, p.dim_x);
     for (int64_t k = 0; k < found; ++k) add_scaled(-products[k], basis + k * d_stride, v, p.dim_x);
@@ -128,33 +136,72 @@ struct SubspacePrompt {
     return sum_by_head<T>(sum, 1)[0];
   }
 
-  // v_h += Σ_j S̃_j Qᵀ y_hj.
-  void add_out_of_plane(T sign) const {
-    const bool correlated = params.residual.covariance_factor != nullptr;
-    for (int64_t j = 0; j < p.tasks; ++j) {
-      attention.differentiate(params.label_products + j * p.heads * p.heads, p.heads, rank, p.heads);
-      attention.weigh(rank, weighed, rank);
-      scale_rows(weighed, sign);
-      lift(weighed, lifted, d_stride, false);
-      if (correlated) {
-        for (int64_t h = 0; h < p.heads; ++h) {
-          T* row = lifted + h * d_stride;
-          residuals.multiply(row, d_stride, params.residual.covariance_factor_transposed, 1, residuals.scratch, d_stride);
-          std::copy_n(residuals.scratch, p.dim_x, row);
+  // n_hg = Σ_l p_lh p_lg (u_l − m_h) from the products of probabilities, which are symmetric; of the context ±u.
+  void weigh_pairs(T sign) const {
+    moments_of_products();
+    for (int64_t h = 0; h < p.heads; ++h) {
+      for (int64_t g = 0; g < p.heads; ++g) {
+        const int64_t pair = h <= g ? pair_of(h, g) : pair_of(g, h);
+        const T overlap = averages[h * m_stride + rank + g];
+        T* n = centred_pairs + (h * p.heads + g) * rank;
+        for (int64_t k = 0; k < rank; ++k) {
+          n[k] = sign * (pair_moments[pair * rank + k] - overlap * averages[h * m_stride + k]);
         }
       }
-      for (int64_t h = 0; h < p.heads; ++h) {
-        T* row = lifted + h * d_stride;
-        const T* mask = params.support + j * p.dim_x;
-        for (int64_t c = 0; c < p.dim_x; ++c) row[c] *= mask[c];
-      }
-      residuals.to_whitened(lifted, d_stride, p.heads);
-      for (int64_t h = 0; h < p.heads; ++h) add_scaled(T(1), lifted + h * d_stride, direction + h * d_stride, p.dim_x);
     }
   }
 
-  void scale_rows(T* rows, T by) const {
-    for (int64_t at = 0; at < p.heads * rank; ++at) rows[at] *= by;
+  int64_t pair_of(int64_t h, int64_t g) const { return h * p.heads - h * (h - 1) / 2 + g - h; }
+  int64_t pairs() const { return p.heads * (p.heads + 1) / 2; }
+
+  // Σ_l p_lh p_lg u_l of every pair h ≤ g.
+  void moments_of_products() const {
+    const HeadRows<T> rows = attention.probability_rows();
+    const int64_t vectors = attention.tiles.count * kRowVectors<T>;
+    const HeadRows<T> out = {products, pairs()};
+    for (int64_t i = 0; i < vectors; ++i) {
+      const T* probability = rows.at(i);
+      T* product = out.at(i);
+      for (int64_t h = 0; h < p.heads; ++h) {
+        const Vec<T> left = load(probability + h * kTile);
+        for (int64_t g = h; g < p.heads; ++g, product += kTile) store(product, left * load(probability + g * kTile));
+      }
+    }
+    moments_of_tiles<T>({.weights = products, .weights_width = pairs(), .rows = pairs(), .in = attention.block,
+                         .in_width = attention.width, .cols = rank, .tiles = attention.tiles.count,
+                         .out = pair_moments, .out_stride = rank});
+  }
+
+  // v_h += Σ_j S̃_j Qᵀ y_hj, y_hj = Σ_g c_{j,hg} n_hg.
+  void add_out_of_plane(T sign) const {
+    weigh_pairs(sign);
+    for (int64_t j = 0; j < p.tasks; ++j) {
+      for (int64_t h = 0; h < p.heads; ++h) {
+        const T* weights = params.label_products + (j * p.heads + h) * p.heads;
+        for (int64_t k = 0; k < rank; ++k) {
+          T sum = 0;
+          for (int64_t g = 0; g < p.heads; ++g) sum += weights[g] * centred_pairs[(h * p.heads + g) * rank + k];
+          weighed[h * rank + k] = sum;
+        }
+      }
+      add_restricted(params.support + j * p.dim_x);
+    }
+  }
+
+  // v_h += S̃ Qᵀ y_h for the rows y_h of `weighed`, S the mask.
+  void add_restricted(const T* mask) const {
+    lift(weighed, lifted, d_stride, false);
+    if (params.residual.covariance_factor == nullptr) {
+      for (int64_t h = 0; h < p.heads; ++h) add_product(mask, lifted + h * d_stride, direction + h * d_stride, p.dim_x);
+      return;
+    }
+    for (int64_t h = 0; h < p.heads; ++h) {
+      T* row = lifted + h * d_stride;
+      residuals.multiply(row, d_stride, params.residual.covariance_factor_transposed, 1, residuals.scratch, d_stride);
+      for (int64_t c = 0; c < p.dim_x; ++c) row[c] = mask[c] * residuals.scratch[c];
+    }
+    residuals.to_whitened(lifted, d_stride, p.heads);
+    for (int64_t h = 0; h < p.heads; ++h) add_scaled(T(1), lifted + h * d_stride, direction + h * d_stride, p.dim_x);
   }
 
   // The context sign · u: its share of the sums but for the projections', and ∂r, added to `grad` (H, d).

@@ -28,17 +28,6 @@ void add_rows(const T* rows, int64_t slices, int64_t size, int64_t begin, int64_
   }
 }
 
-// max |g|; NaNs don't count.
-template <class T>
-T largest_magnitude(const T* g, int64_t count) {
-  Vec<T> top{};
-  for (int64_t j = 0; j < count; j += kLanes<T>) {
-    const Vec<T> x = load(g + j, Head<T>(std::min<int64_t>(kLanes<T>, count - j)));
-    top = max<T>(max<T>(x, -x), top);
-  }
-  return largest_by_head<T>(top, 1)[0];
-}
-
 // body(vector's place, its lanes) over an array.
 template <class T, class Body>
 MHICL_INLINE void over_vectors(int64_t count, const Body& body) {
