@@ -14,8 +14,7 @@ Elements e = 64 g + 16 k + j (0 ≤ k < 4, 0 ≤ j < 16) take word k of block 16
 lanes of a vector yield runs of consecutive elements, and any range of a stream can be made without what precedes it.
 
 A prompt has two streams, in which context tokens go in tiles of 16, column by column within a tile: token l's column
-j of c is element 16 (⌊l/16⌋ c + j) + l mod 16. So the tokens of a tile come out in the lanes of a vector, and a block's
-words in one lane belong to one token.
+j of c is element 16 (⌊l/16⌋ c + j) + l mod 16. So the tokens of a tile come out in the lanes of a vector.
 
 =========  ======================================================================================================
 `CONTEXT`  the context's whitened covariates, d columns in tiles

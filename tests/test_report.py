@@ -281,7 +281,7 @@ def test_values_are_compared_up_to_their_joint_sign(found: dict[str, Findings]) 
         assert float(pages[0][what][2].split(" %")[0]) < 20
         assert pages[0][what][3].startswith("near the state")
         far = rows(changed(found["demo"], eval_loss=6 * found["demo"].summary["eval_loss"]))
-        assert far[what][3].startswith("the run is not at this state: its loss is 5.")
+        assert far[what][3].startswith("the run is not at this state: its loss is 6.")
     flipped = rows(changed(found["demo"], negate=("omega",)))  # an anti-aligned head is no such state
     assert float(flipped[compared[1]][2].split(" %")[0]) > 180
 

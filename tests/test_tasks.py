@@ -463,3 +463,13 @@ def test_operator_refuses_other_shapes(
     tensors[position] = replacement
     with pytest.raises(error, match=message):
         torch.ops.mhicl.sample_multi_task(*tensors, **keywords)
+
+
+def test_operators_refuse_prompts_longer_than_a_stream() -> None:
+    address = {"seed": 1, "step": 2, "first_prompt": 3}
+    length = 16 * (2**34 // 48) + 1
+    with pytest.raises(ValueError, match=f"streams hold 2.*34 random numbers each, got {length} tokens of 3 numbers"):
+        torch.ops.mhicl.sample_covariates(torch.zeros(0, length, 3), torch.zeros(0, 3), **address)
+    tensors = [torch.zeros(shape) for shape in ((0, 2**33, 3), (0, 3), (0, 2), (2, 1))]
+    with pytest.raises(ValueError, match="got 8589934592 tokens of 2 numbers after others"):
+        torch.ops.mhicl.sample_multi_task(*tensors, None, **address, noise_std=0.5, noisy_target=True)

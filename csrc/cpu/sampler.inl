@@ -81,7 +81,7 @@ MHICL_INLINE Wide exclusive_or(Wide a, Wide b, Wide c) {
 #endif
 }
 
-// A stream with the keys of all rounds.
+// A stream with the keys of all rounds, which it shares with the other streams of its seed.
 struct Schedule {
   uint64_t counter1, counter2, counter3, key0[philox::kRounds], key1[philox::kRounds];
 
@@ -92,10 +92,15 @@ struct Schedule {
       key1[round] = stream.key1 + round * philox::kKeyIncrement1;
     }
   }
+  void turn_to(const philox::Stream& other) {
+    counter1 = other.counter1;
+    counter2 = other.counter2;
+    counter3 = other.counter3;
+  }
 };
 
-// Philox on one block in each 64-bit lane of N vectors, which take turns so that none waits for its multiplications. Only
-// the low halves matter: the high ones fill with rubbish, which neither the multiplications nor the shifts let in.
+// Philox on one block in each 64-bit lane of N vectors, which take turns so that none waits for its multiplications.
+// Only the low halves matter: the high ones fill with rubbish, which neither the multiplications nor the shifts let in.
 template <int N>
 MHICL_INLINE void philox_lanes(const Schedule& schedule, Wide (&c0)[N], Wide (&c1)[N], Wide (&c2)[N], Wide (&c3)[N]) {
   const Wide multiplier0 = philox::kMultiplier0 + Wide{}, multiplier1 = philox::kMultiplier1 + Wide{};
@@ -125,8 +130,8 @@ MHICL_INLINE Wide join_low_halves(Wide even, Wide odd) {
 
 inline constexpr int kBlocksOfPair = 2 * MHICL_VECTOR_BYTES / int(sizeof(uint64_t));
 
-// Even blocks run in one vector and odd ones in another, so that joining their low halves puts blocks in order. Two such
-// pairs at once, where the groups have them, are what the registers hold.
+// Even blocks run in one vector and odd ones in another, so that joining their low halves puts blocks in order. Two
+// such pairs at once, where the groups have them, are what the registers hold.
 template <int GROUPS>
 MHICL_INLINE void group_words(const Schedule& schedule, uint32_t group, GroupWords (&out)[GROUPS]) {
   static constexpr uint64_t even_numbers[] = {0, 2, 4, 6, 8, 10, 12, 14};
@@ -156,7 +161,10 @@ MHICL_INLINE void group_words(const Schedule& schedule, uint32_t group, GroupWor
 
 #else
 
-using Schedule = philox::Stream;
+struct Schedule : philox::Stream {
+  explicit Schedule(const philox::Stream& stream) : philox::Stream(stream) {}
+  void turn_to(const philox::Stream& other) { static_cast<philox::Stream&>(*this) = other; }
+};
 
 template <int GROUPS>
 MHICL_INLINE void group_words(const Schedule& stream, uint32_t group, GroupWords (&out)[GROUPS]) {
@@ -175,8 +183,8 @@ MHICL_INLINE VecWords<T> load_words(const uint32_t* p) {
   return words;
 }
 
-// What a stream's elements can be asked for as. Half a group is the two runs of 16 that words 0 and 1, or words 2 and 3,
-// make: one pair of Box-Muller.
+// What a stream's elements can be asked for as. Half a group is the two runs of 16 that words 0 and 1, or words 2 and
+// 3, make: one pair of Box-Muller.
 inline constexpr int kHalfGroup = philox::kGroup / 2;
 
 template <class T>
@@ -202,8 +210,8 @@ struct RawWords {
   }
 };
 
-// All elements of `batches` times GROUPS groups from `index` on. A function of its own, so that the keys stay where they
-// are instead of being spread over vectors first, which costs a short run as much as its numbers.
+// All elements of `batches` times GROUPS groups from `index` on. A function of its own, since inlined the compiler would
+// first spread the keys over vectors in memory, which costs a short run a quarter of its time.
 template <class Kind, int GROUPS>
 __attribute__((noinline)) void whole_groups(const Schedule& schedule, uint32_t index, int64_t batches,
                                             typename Kind::Value* out) {
@@ -223,18 +231,22 @@ void part_of_groups(const Schedule& schedule, uint32_t index, int64_t begin, int
   for (int64_t half = begin / kHalfGroup; half * kHalfGroup < end; ++half) {
     const int64_t offset = half * kHalfGroup;
     const int64_t from = std::max<int64_t>(begin - offset, 0), to = std::min<int64_t>(end - offset, kHalfGroup);
-    typename Kind::Value all[kHalfGroup];
-    Kind::half_group(words[half / 2], int(half % 2), all);
-    out = std::copy(all + from, all + to, out);
+    if (to - from == kHalfGroup) {
+      Kind::half_group(words[half / 2], int(half % 2), out);
+    } else {
+      typename Kind::Value all[kHalfGroup];
+      Kind::half_group(words[half / 2], int(half % 2), all);
+      std::copy(all + from, all + to, out);
+    }
+    out += to - from;
   }
 }
 
 // Elements first, …, first + count − 1 of a stream. Groups go two by two: one alone would have the processor wait for
 // its results.
 template <class Kind>
-void elements(typename Kind::Value* out, int64_t count, const philox::Stream& stream, int64_t first) {
+void elements(typename Kind::Value* out, int64_t count, const Schedule& schedule, int64_t first) {
   constexpr int64_t size = philox::kGroup;
-  const Schedule schedule(stream);
   uint32_t index = uint32_t(first / size);
   if (const int64_t begin = first % size; begin != 0 && count > 0) {
     const int64_t end = std::min(size, begin + count);
@@ -249,4 +261,9 @@ void elements(typename Kind::Value* out, int64_t count, const philox::Stream& st
   if (rest > size) part_of_groups<Kind, 2>(schedule, index, 0, rest, out);
   else if (rest == size) whole_groups<Kind, 1>(schedule, index, 1, out);
   else if (rest > 0) part_of_groups<Kind, 1>(schedule, index, 0, rest, out);
+}
+
+template <class Kind>
+void elements(typename Kind::Value* out, int64_t count, const philox::Stream& stream, int64_t first) {
+  elements<Kind>(out, count, Schedule(stream), first);
 }

@@ -143,9 +143,10 @@ void sample_multi_task(const MultiTaskParams<T>& p, int64_t begin, int64_t end) 
   const PromptScratch<T> scratch(p);
   const bool noisy = p.noise_std > T(0);
   const int64_t without_noise = philox::first_query_noise(p.dim_x, p.n_tasks);
+  Schedule context_stream(p.range.stream(begin, philox::kContext)), prompt_stream = context_stream;
   for (int64_t prompt = begin; prompt < end; ++prompt) {
-    const philox::Stream context_stream = p.range.stream(prompt, philox::kContext);
-    const philox::Stream prompt_stream = p.range.stream(prompt, philox::kPrompt);
+    context_stream.turn_to(p.range.stream(prompt, philox::kContext));
+    prompt_stream.turn_to(p.range.stream(prompt, philox::kPrompt));
     // The first chunk's noises come with the numbers before them.
     elements<StandardNormals<T>>(scratch.numbers, noisy ? scratch.before_noise + scratch.noises : without_noise,
                                  prompt_stream, 0);

@@ -368,10 +368,11 @@ template <class T>
 void fill_tiles(const philox::Stream& stream, int64_t first_row, int64_t rows, int64_t tiles, T* out, int64_t width) {
   constexpr int64_t together = 32;  // whole groups, but for the first ones where first_row is not at the start of one
   alignas(64) T normals[together * kTile];
+  const Schedule schedule(stream);
   TileWriter<T> writer{out, rows, width};
   for (int64_t next = first_row, end = first_row + rows * tiles; next < end;) {
     const int64_t count = std::min(together - next % philox::kWords, end - next);
-    elements<StandardNormals<T>>(normals, count * kTile, stream, next * kTile);
+    elements<StandardNormals<T>>(normals, count * kTile, schedule, next * kTile);
     writer.write(normals, count);
     next += count;
   }
