@@ -8,8 +8,8 @@
 4. The floor of the first: operations at measured peak plus normals at their measured cost.
 5. Peak memory of a process that trains, over its memory after the imports.
 
-Each contestant's result is checked before it is timed. Ratios hold within one run; times depend on the machine and on what
-else it does.
+The native step is checked before anything is timed. Ratios hold within one run; times depend on the machine and on
+what else it does.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from mhicl_fast import spectral
 from mhicl_fast.presets import preset
 from mhicl_fast.tasks import MultiTaskRegression
 from mhicl_fast.train import Objective, RunConfig, balanced_decomposable
+from mhicl_fast.train.stepping import make_stepper
 
 N, LENGTH, DIM_X, HEADS = 2000, 100, 50, 8
 STUDY = MultiTaskRegression(DIM_X, 1, LENGTH)
@@ -119,7 +120,7 @@ def show_steps(timings: dict[str, Timing]) -> dict[str, float]:
 
 
 def moments_of_training() -> dict[str, tuple[Tensor, Tensor]]:
-    """Combined weights of the `single-task` preset's flow at its start, at half emergence and at its limit, by the ODE."""
+    """Combined weights of the `single-task` preset's flow at its start, half emergence and limit, by the ODE."""
     config = preset("single-task")
     kq, ov = (matrix.double() for matrix in config.start_parameters(torch.float64).to_combined())
     values = spectral.diagonal(kq, ov, STUDY)
@@ -146,14 +147,12 @@ def relative_variance(estimator: str, kq: Tensor, ov: Tensor, exact: tuple[Tenso
 
 def equal_precision(timings: dict[str, Timing]) -> list[dict[str, Any]]:
     """Time for the same gradient error, as a ratio to sampled prompts in the projected eager form."""
-    print("\nat equal gradient error (single-task preset): variance per prompt / |gradient|², KQ and OV, and times faster "
-          "than projected eager")  # fmt: skip
+    print("\nat equal gradient error (single-task preset): variance per prompt / |gradient|², KQ and OV, "
+          "and times faster than projected eager")  # fmt: skip
     rows = []
     for moment, (kq, ov) in moments_of_training().items():
         exact = Objective(STUDY, "subspace", 200_000, 7)(kq, ov, 0)[1:]
-        variances = {
-            name: relative_variance(name, kq, ov, exact) for name in ("sampled", "conditional", "subspace")
-        }
+        variances = {name: relative_variance(name, kq, ov, exact) for name in ("sampled", "conditional", "subspace")}
         for name, variance in variances.items():
             speed = timings["projected eager"].median / timings[f"native {name}"].median
             faster = [speed * base / own for base, own in zip(variances["sampled"], variance, strict=True)]
@@ -195,10 +194,10 @@ class EagerDemystified:
 
 def native_steps(config: RunConfig, count: int) -> Callable[[], object]:
     """`count` steps of a run in one native call."""
-    stepper = config.stepper()
+    stepper = make_stepper(config.objective(), config.start_parameters(), config.make_optimizer())
 
     def advance() -> object:
-        return stepper.advance(0, count, math.inf)
+        return stepper.advance(0, count, 0.0, math.inf)
 
     return advance
 
@@ -222,7 +221,8 @@ def presets(rounds: int) -> dict[str, dict[str, float]]:
         rows[name] = {"step_s": step, "all_steps_s": step * config.steps}
         print(f"    {name:<12} {step * 1e6:9.1f} us a step, {config.steps} steps in {step * config.steps:.0f} s")
     rows["demystified"]["to_eager"] = eager / rows["demystified"]["step_s"]
-    print(f"  demystified: {rows['demystified']['to_eager']:.0f} times faster than eager PyTorch ({eager * 1e3:.2f} ms)")
+    ratio = rows["demystified"]["to_eager"]
+    print(f"  demystified: {ratio:.0f} times faster than eager PyTorch ({eager * 1e3:.2f} ms)")
     return rows
 
 
@@ -240,19 +240,20 @@ def floor(measured: float) -> dict[str, float]:
     parts = {"operations_s": operations / peak, "normals_s": normals * each / threads}
     share = sum(parts.values()) / measured
     print(f"\nfloor of the native sampled step: {operations / 1e9:.2f} GFLOP at {peak / 1e9:.0f} GFLOP/s = "
-          f"{parts['operations_s'] * 1e3:.2f} ms, {normals / 1e6:.1f} M normals at {each * 1e9:.2f} ns on {threads} threads = "
-          f"{parts['normals_s'] * 1e3:.2f} ms: {share:.0%} of {measured * 1e3:.2f} ms")  # fmt: skip
+          f"{parts['operations_s'] * 1e3:.2f} ms, {normals / 1e6:.1f} M normals at {each * 1e9:.2f} ns "
+          f"on {threads} threads = {parts['normals_s'] * 1e3:.2f} ms: {share:.0%} of the step")  # fmt: skip
     return parts | {"share": share}
 
 
 MEMORY = """
 import resource, mhicl_fast.cli, mhicl_fast.plots, torch
 from mhicl_fast.presets import preset
+from mhicl_fast.train.stepping import make_stepper
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 config = preset({name!r}).with_settings(["n_prompts={prompts}"])
-stepper = config.stepper()
-stepper.advance(0, {steps}, float("inf"))
+stepper = make_stepper(config.objective(), config.start_parameters(), config.make_optimizer())
+stepper.advance(0, {steps}, 0.0, float("inf"))
 print(peak() - before)
 """
 

@@ -1,4 +1,7 @@
-"""The `mhicl` command."""
+"""The `mhicl` command.
+
+What a command needs is imported when it is executed or its help is shown, as the libraries take a while.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from ._extension import build_info, format_build_info
 from ._version import __version__
-from .explore import ExploreError, serve
-from .presets import PRESETS, preset
-from .progress import ProgressBar
-from .train.checkpoints import CheckpointError
-from .train.config import ConfigError, RunConfig, describe_options
-from .train.folder import FolderError, read_config
-from .train.loop import TrainingError, resume, run
-from .train.odes import OdeError, solve_ode
-from .train.storage import StorageError
-from .train.table import align, ode_table, results_table, theory_table
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+if TYPE_CHECKING:
+    from .train.config import RunConfig
+
+Commands: TypeAlias = "argparse._SubParsersAction[_CommandParser]"
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -34,16 +29,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"mhicl: warning: {message}", file=sys.stderr)
         try:
             options.execute(options)
-        except (ConfigError, FolderError, OdeError) as error:
-            return _complain(error, BAD_INPUT)
-        except (StorageError, CheckpointError, TrainingError, ExploreError) as error:
-            return _complain(error, FAILED)
         except KeyboardInterrupt:
             return _complain(_how_to_go_on(options), INTERRUPTED)
+        except Exception as error:
+            status = _status(error)
+            if status is None:
+                raise
+            return _complain(error, status)
     return 0
 
 
+def _status(error: Exception) -> int | None:
+    """The exit status of an error whose message says what is wrong; None for one that should not have been."""
+    from .explore import ExploreError
+    from .train.checkpoints import CheckpointError
+    from .train.config import ConfigError
+    from .train.folder import FolderError
+    from .train.odes import OdeError
+    from .train.stepping import TrainingError
+    from .train.storage import StorageError
+
+    if isinstance(error, (ConfigError, FolderError, OdeError)):
+        return BAD_INPUT
+    return FAILED if isinstance(error, (StorageError, CheckpointError, TrainingError, ExploreError)) else None
+
+
 def _run(options: argparse.Namespace) -> None:
+    from .progress import ProgressBar
+    from .train.loop import run
+    from .train.table import results_table
+
     config = _configuration(options)
     with ProgressBar(config) as bar:
         finished = run(config, options.folder, bar)
@@ -51,38 +66,56 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _resume(options: argparse.Namespace) -> None:
+    from .progress import ProgressBar
+    from .train.folder import is_complete, read_config
+    from .train.loop import resume
+    from .train.table import results_table
+
+    if is_complete(options.folder):
+        print(f"the run in {options.folder} is finished already:")
     with ProgressBar(read_config(options.folder)[0]) as bar:
         finished = resume(options.folder, bar)
     print(results_table(finished))
 
 
 def _ode(options: argparse.Namespace) -> None:
+    from .train.odes import solve_ode
+    from .train.table import ode_table
+
     config = _configuration(options)
     order = options.order or config.order
     print(ode_table(config, order, solve_ode(config, order, options.t_end)))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .report import write_report  # drawing libraries take a second to import
+    from .report import write_report
 
     print(f"report: {write_report(options.folder)}")
 
 
 def _theory(options: argparse.Namespace) -> None:
+    from .train.table import theory_table
+
     config = _configuration(options)
     print(theory_table(config.task(), config.n_heads))
 
 
 def _explore(options: argparse.Namespace) -> None:
+    from .explore import serve
+
     serve(port=options.port, open_browser=options.open_browser)
 
 
 def _info(options: argparse.Namespace) -> None:
+    from ._extension import build_info, format_build_info
+
     print(format_build_info(build_info()))
 
 
 def _configuration(options: argparse.Namespace) -> RunConfig:
     """The preset with the settings and the seed of the command line."""
+    from .presets import preset
+
     settings = list(options.settings)
     if options.seed is not None:
         settings.append(f"seed={options.seed}")
@@ -101,6 +134,16 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     return f"interrupted; go on with: mhicl resume {folder}"
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """A command's parser; `reference` makes what stands below the examples when its help is shown."""
+
+    reference: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return text if self.reference is None else f"{text}\n{self.reference()}\n"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mhicl",
@@ -109,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mhicl {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
     for add in (_add_run, _add_resume, _add_report, _add_ode, _add_theory, _add_explore, _add_info):
         add(commands)
     return parser
@@ -197,7 +240,7 @@ def _add_info(commands: Commands) -> None:
 
 def _add(
     commands: Commands, name: str, execute: Callable[[argparse.Namespace], None], description: str, *examples: str
-) -> argparse.ArgumentParser:
+) -> _CommandParser:
     command = commands.add_parser(
         name,
         help=description,
@@ -213,10 +256,10 @@ def _add_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
 
 
-def _add_configuration(command: argparse.ArgumentParser) -> None:
+def _add_configuration(command: _CommandParser) -> None:
     """A preset with changes, and the reference of both below the examples."""
-    command.epilog = f"{command.epilog}\n\npresets:\n{_presets()}\n\nkeys of --set:\n{_keys()}"
-    command.add_argument("preset", metavar="PRESET", help=", ".join(PRESETS))
+    command.reference = _reference
+    command.add_argument("preset", metavar="PRESET", help="the settings to start from, see below")
     command.add_argument(
         "--set",
         dest="settings",
@@ -233,8 +276,13 @@ def _examples(*lines: str) -> str:
     return "examples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _presets() -> str:
-    return align(
+def _reference() -> str:
+    """The presets and the keys that can be set, a line each."""
+    from .presets import PRESETS
+    from .train.config import describe_options
+    from .train.wording import align
+
+    presets = align(
         (
             f"  {name}",
             f"d={config.dim_x}, I={config.n_tasks}, L={config.context_length}, H={config.n_heads}, "
@@ -243,7 +291,5 @@ def _presets() -> str:
         )
         for name, config in PRESETS.items()
     )
-
-
-def _keys() -> str:
-    return align((f"  {key}", description) for key, description in describe_options())
+    keys = align((f"  {key}", description) for key, description in describe_options())
+    return f"presets:\n{presets}\n\nkeys of --set:\n{keys}"

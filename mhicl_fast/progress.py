@@ -30,9 +30,10 @@ class ProgressBar:
             # disable=None: off unless the stream is a terminal
             self._bar = tqdm(total=self._steps, initial=progress.step, unit=" steps", disable=None, dynamic_ncols=True)
         else:
-            self._bar.update()
-        if progress.record is not None and not self._bar.disable:
-            self._phase = self._name_phase(progress.record)
+            self._bar.update(progress.step - self._bar.n)
+        if not self._bar.disable:
+            if progress.record is not None:
+                self._phase = self._name_phase(progress.record)
             self._bar.set_postfix_str(
                 f"loss {progress.loss:.4g}, flow time {progress.flow_time:.4g}, {self._phase}", refresh=False
             )

@@ -1,8 +1,9 @@
 """Child processes that run, resume and are killed: run as a script, this is a server that forks one child per request.
 
 A request is a JSON line {"action": "run" | "resume", "path", "config", "fault"}; the answer is a line with the child's
-exit status, negative for a signal. Forking from a process that has imported everything takes milliseconds instead of
-seconds. Faults are made by replacing functions of `os` in the child, so the product knows nothing of them.
+exit status, negative for a signal. A fault may also say how many seconds a span of steps may take. Forking from a
+process that has imported everything takes milliseconds instead of seconds. Faults are made by replacing functions of
+`os` in the child, so the product knows nothing of them.
 """
 
 from __future__ import annotations
@@ -102,16 +103,29 @@ def _serve() -> None:
                 status = 1
             os._exit(status)
         if "kill_after" in request["fault"]:
+            _await_growth(Path(request["path"]) / "metrics.csv", request["fault"].get("bytes", 0), child)
             time.sleep(request["fault"]["kill_after"])
             os.kill(child, signal.SIGKILL)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
+def _await_growth(file: Path, size: int, child: int) -> None:
+    """Until a file has grown by so many bytes since it was smallest, as after a resumption, or the child has ended."""
+    smallest, now = sys.maxsize, 0
+    while now - smallest < size and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        now = file.stat().st_size if file.exists() else 0
+        smallest = min(smallest, now)
+        time.sleep(0.0002)
+
+
 def _observer(fault: dict[str, Any]) -> Any:
-    """Sends this process an interrupt at a step."""
+    """Sends this process an interrupt when a step is reached."""
+    step = fault.get("interrupt_at_step")
 
     def observe(progress: Any) -> None:
-        if progress.step == fault.get("interrupt_at_step"):
+        nonlocal step
+        if step is not None and progress.step >= step:
+            step = None
             os.kill(os.getpid(), signal.SIGINT)
 
     return observe
@@ -133,6 +147,8 @@ def _quicken() -> None:
 
 def _install(fault: dict[str, Any]) -> None:
     """Put the fault in place."""
+    if "span_seconds" in fault:
+        sys.modules["mhicl_fast.train.loop"].SPAN_SECONDS = fault["span_seconds"]  # type: ignore[attr-defined]
     if "largest_file" in fault:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault["largest_file"], resource.RLIM_INFINITY))
     if "call" not in fault:

@@ -15,6 +15,7 @@ from mhicl_fast.cli import main
 from mhicl_fast.train import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SMALL = ["n_prompts=32", "context_length=60", "steps=40", "eval_prompts=64", "record_every=4", "order=leading"]
 
 
@@ -32,7 +33,7 @@ def test_run_and_resume_print_the_results(
     assert (config.n_heads, config.seed, config.n_prompts) == (4, 3, 32)
     assert list((tmp_path / "run" / "figures").glob("*.png"))
     assert main(["resume", folder]) == 0
-    assert capsys.readouterr().out == printed.out
+    assert capsys.readouterr().out == f"the run in {folder} is finished already:\n{printed.out}"
     assert main(["report", folder]) == 0
     assert capsys.readouterr().out == f"report: {folder}/report.html\n"
     assert (tmp_path / "run" / "report.html").exists()
@@ -135,6 +136,28 @@ def test_warnings_are_lines_too(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert lines[0].startswith("mhicl: warning: order=")
 
 
+def test_help_waits_for_no_library() -> None:
+    code = """
+import sys
+from mhicl_fast.cli import main
+try:
+    main(["--help"])
+finally:
+    print(sorted({"scipy", "matplotlib", "bokeh", "mhicl_fast.train"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert "commands:" in done.stdout
+    assert done.stdout.endswith("\n[]\n")
+
+
+def test_ctrl_c_while_libraries_load_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-c", "import sys, mhicl_command; sys.exit(mhicl_command.main())"]
+    done = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "mhicl: interrupted\n")
+
+
 def test_ctrl_c_leaves_a_folder_that_can_be_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [
@@ -149,8 +172,7 @@ def test_ctrl_c_leaves_a_folder_that_can_be_resumed(tmp_path: Path) -> None:
         "--out",
         str(folder),
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     metrics = folder / "metrics.csv"
     while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") > 2):
         time.sleep(0.05)

@@ -43,6 +43,7 @@ RUNS = {
     "one": ("single-task", "dim_x=6 n_heads=1 n_prompts=64 steps=40 record_every=2"),
     "random": ("superposition", "n_prompts=64 steps=200 record_every=20"),
     "coloured": ("demo", "dim_x=6 covariance=ar:0.3 estimator=sampled n_prompts=16 steps=5"),
+    "decayed": ("demystified", "optimizer=adamw n_prompts=16 steps=4"),
     "short": ("demo", "n_prompts=16 steps=1"),
     "many": ("demo", "dim_x=18 n_tasks=9 n_heads=9 n_prompts=8 steps=20"),
 }
@@ -147,6 +148,7 @@ def test_winners_and_times(folders: dict[str, Path], pages: dict[str, Page]) -> 
         assert row["Time in the run"] == number(observed[task])
         assert float(row["Time in the ODE"]) == pytest.approx(observed[task], rel=0.1)
     assert "No prediction: Adam does not follow the gradient flow" in pages["random"].text
+    assert "by AdamW with learning rate 0.001 and weight decay 0.01" in pages["decayed"].text
     assert "no head wins a combined flow" in pages["combined"].text
 
 
@@ -228,8 +230,8 @@ def test_the_command_repeats_the_run(folders: dict[str, Path], name: str, monkey
     words = shlex.split(command(config))
     asked: list[tuple[RunConfig, str]] = []
     if words[0] == "mhicl":
-        monkeypatch.setattr("mhicl_fast.cli.run", lambda config, path, bar: asked.append((config, str(path))))
-        monkeypatch.setattr("mhicl_fast.cli.results_table", lambda finished: "")
+        monkeypatch.setattr("mhicl_fast.train.loop.run", lambda config, path, bar: asked.append((config, str(path))))
+        monkeypatch.setattr("mhicl_fast.train.table.results_table", lambda finished: "")
         assert main(words[1:]) == 0
     else:
         monkeypatch.setattr("mhicl_fast.train.run", lambda config, path: asked.append((config, path)))

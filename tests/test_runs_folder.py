@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import math
 import os
 import shutil
 import sys
@@ -15,14 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs_children import deterministic_files
+from torch import Tensor
 
 from mhicl_fast import spectral
 from mhicl_fast.presets import preset
-from mhicl_fast.train import RunConfig, evaluate, load_run, resume, run
+from mhicl_fast.train import Objective, RunConfig, evaluate, load_run, loop, population_loss, resume, run
 from mhicl_fast.train.checkpoints import Checkpoint, CheckpointError
 from mhicl_fast.train.folder import FolderError, RunFolder
-from mhicl_fast.train.loop import Progress, TrainingError
+from mhicl_fast.train.loop import Progress
+from mhicl_fast.train.objective import LossAndGradients
 from mhicl_fast.train.odes import read_trajectories
+from mhicl_fast.train.optimisers import Optimizer
+from mhicl_fast.train.parameters import Parameters
+from mhicl_fast.train.stepping import PythonStepper, TrainingError
 from mhicl_fast.train.storage import StorageError, write_atomically
 from mhicl_fast.train.summary import SUMMARY_KEYS
 
@@ -163,7 +169,7 @@ def test_a_running_run_can_be_read(tmp_path: Path) -> None:
     seen = []
 
     def look(progress: Progress) -> None:
-        if progress.step == 60:
+        if progress.step == 63:
             seen.append(load_run(tmp_path))
             with pytest.raises(FolderError, match="another process is running in"):
                 resume(tmp_path)
@@ -174,11 +180,66 @@ def test_a_running_run_can_be_read(tmp_path: Path) -> None:
     assert seen[0].trajectories == {}
 
 
+@pytest.mark.parametrize("estimator", ["conditional", "asymptotic"])
+def test_observers_hear_of_every_span_and_every_row(tmp_path: Path, estimator: str) -> None:
+    heard: list[Progress] = []
+    config = dataclasses.replace(CONFIG, estimator=estimator, eval_prompts=8, record_every=20)
+    metrics = run(config, tmp_path, heard.append).metrics
+    spans = [20, 40, 50, 60, 80, 100, 120, 120]  # to the next row, the next checkpoint or the end
+    assert [progress.step for progress in heard] == spans
+    rows = [progress.record for progress in heard if progress.record is not None]
+    np.testing.assert_array_equal([row.mu for row in rows], metrics["mu"])
+    at_rows = metrics["flow_time"][1:]
+    assert [p.flow_time for p in heard if p.step % 20 == 0] == [*at_rows, at_rows[-1]]
+    assert heard[-1].loss == metrics["loss"][-1]
+    assert metrics["prompts_seen"][-1] == (0 if estimator == "asymptotic" else 120 * 64)
+
+
+def test_however_long_its_spans_are_a_run_has_the_same_files(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    monkeypatch.setattr(loop, "SPAN_SECONDS", 0.0)
+    run(CONFIG, tmp_path, lambda progress: heard.append(progress.step))
+    assert heard == [*range(1, 121), 120]
+    assert deterministic_files(tmp_path) == deterministic_files(finished)
+
+
+@pytest.mark.parametrize("optimizer", ["flow", "adamw"])
+def test_a_run_is_the_same_on_an_independent_implementation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    config = dataclasses.replace(CONFIG, steps=60, eval_prompts=64, optimizer=optimizer, step_cap=None)
+    native = run(config, tmp_path / "native")
+
+    def in_python(objective: Objective, parameters: Parameters, optimizer: Optimizer) -> PythonStepper:
+        def gradients(kq: Tensor, ov: Tensor, step: int) -> LossAndGradients:
+            kq, ov = kq.clone().requires_grad_(), ov.clone().requires_grad_()
+            options = {"n_prompts": objective.n_prompts, "seed": objective.seed, "step": step}
+            loss = population_loss(objective.task, kq, ov, estimator=objective.estimator, **options)
+            return LossAndGradients(float(loss.detach()), *torch.autograd.grad(loss, (kq, ov)))
+
+        return PythonStepper(gradients, parameters, optimizer)
+
+    monkeypatch.setattr(loop, "make_stepper", in_python)
+    python = run(config, tmp_path / "python")
+    assert native.metrics.keys() == python.metrics.keys()
+    for name, values in native.metrics.items():
+        np.testing.assert_allclose(values, python.metrics[name], rtol=1e-8, atol=1e-10, err_msg=name)
+    names = [
+        sorted(np.load(io.BytesIO((run.path / "checkpoints" / "step_000000050.ckpt").read_bytes().partition(b"\n")[2])))
+        for run in (native, python)
+    ]
+    assert names[0] == names[1]
+    assert ("optimizer.first.w_q" in names[0]) == (optimizer == "adamw")
+
+
 def test_a_diverging_run_stops_with_advice(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, learning_rate=1e6, step_cap=None)
     with pytest.raises(TrainingError, match=r"stopped being finite at step .* use a smaller learning_rate"):
         run(config, tmp_path)
-    assert math.isfinite(load_run(tmp_path).metrics["loss"][-1])
+    metrics = load_run(tmp_path).metrics
+    assert np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all()
 
 
 def contents(path: Path) -> dict[Path, bytes]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from runs_children import Children, deterministic_files
 
+from mhicl_fast.presets import preset
 from mhicl_fast.train import RunConfig, load_run
 
 CONFIG = RunConfig(
@@ -28,6 +29,15 @@ ADAM = CONFIG | {
     "estimator": "sampled",
 }
 SGD = CONFIG | {"optimizer": "sgd", "step_cap": None, "momentum": 0.9, "parameters": "combined", "dtype": "float64"}
+LONG = {  # of 200 records
+    "random start, Adam": preset("demystified").with_settings(
+        ["n_prompts=16", "steps=20000", "record_every=100", "checkpoint_every=330", "eval_prompts=16"]
+    ).to_dict(),
+    "gradient flow": preset("demo").with_settings(
+        ["dim_x=6", "context_length=30", "n_prompts=16", "steps=20000", "record_every=100", "checkpoint_every=400",
+         "eval_prompts=16", "order=leading"]
+    ).to_dict(),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +114,29 @@ def test_killed_again_and_again(children: Children, tmp_path: Path, config: dict
     assert finish(children, path, config) == deterministic_files(tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize("step", [0, 5, 6, 13, 23])
+@pytest.mark.parametrize("name", LONG)
+def test_killed_twenty_times_in_a_row(children: Children, tmp_path: Path, name: str) -> None:
+    """Each resumption at a random instant: of its start, of spans of native steps, of records and of checkpoints."""
+    config, rng = LONG[name], random.Random(name)
+    assert children("run", tmp_path / "unbroken", config) == 0
+    unbroken = deterministic_files(tmp_path / "unbroken")
+    row, path = len(unbroken["metrics.csv"]) // 200, tmp_path / "killed"
+    for _ in range(20):
+        action = "resume" if (path / "config.json").exists() else "run"
+        moment = {"bytes": rng.randrange(12 * row), "kill_after": rng.uniform(0, 0.005)}
+        assert children(action, path, config, **moment) == -signal.SIGKILL
+    reached = max(int(file.stem.partition("_")[2]) for file in (path / "checkpoints").iterdir())
+    assert config["steps"] / 10 < reached < config["steps"]
+    assert finish(children, path, config) == unbroken
+
+
+@pytest.mark.parametrize("step", [1, 6, 7, 14, 24])
 def test_interrupted(children: Children, unbroken: dict[str, Any], tmp_path: Path, step: int) -> None:
     """Ctrl-C stores a checkpoint of the step just finished; the folder can be read and resumed."""
-    assert children("run", tmp_path, CONFIG, interrupt_at_step=step) == 130
-    assert (tmp_path / "checkpoints" / f"step_{step + 1:09d}.ckpt").exists()
-    assert load_run(tmp_path).metrics["step"][-1] == step - step % 3
-    (tmp_path / "checkpoints" / f".step_{step + 2:09d}.ckpt.tmp").write_bytes(b"of a process killed while writing")
+    assert children("run", tmp_path, CONFIG, interrupt_at_step=step, span_seconds=0.0) == 130
+    assert (tmp_path / "checkpoints" / f"step_{step:09d}.ckpt").exists()
+    assert load_run(tmp_path).metrics["step"][-1] == (step - 1) // 3 * 3
+    (tmp_path / "checkpoints" / f".step_{step + 1:09d}.ckpt.tmp").write_bytes(b"of a process killed while writing")
     assert finish(children, tmp_path) == unbroken
 
 
@@ -130,7 +156,7 @@ def test_a_file_that_cannot_grow(children: Children, unbroken: dict[str, Any], t
 def test_a_corrupt_checkpoint_is_passed_over(children: Children, unbroken: dict[str, Any], tmp_path: Path) -> None:
     for number, damage in enumerate([_flip_a_bit, _cut_short, _empty]):
         path = tmp_path / str(number)
-        assert children("run", path, CONFIG, interrupt_at_step=16) == 130
+        assert children("run", path, CONFIG, interrupt_at_step=17, span_seconds=0.0) == 130
         damage(path / "checkpoints" / "step_000000017.ckpt")
         assert finish(children, path) == unbroken
         assert "step_000000017.ckpt cannot be used" in children.errors
@@ -138,7 +164,7 @@ def test_a_corrupt_checkpoint_is_passed_over(children: Children, unbroken: dict[
 
 
 def test_nothing_is_lost_when_no_checkpoint_is_usable(children: Children, tmp_path: Path) -> None:
-    assert children("run", tmp_path, CONFIG, interrupt_at_step=16) == 130
+    assert children("run", tmp_path, CONFIG, interrupt_at_step=17, span_seconds=0.0) == 130
     for file in (tmp_path / "checkpoints").iterdir():
         _flip_a_bit(file)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
@@ -153,7 +179,7 @@ def test_nothing_is_lost_when_no_checkpoint_is_usable(children: Children, tmp_pa
 
 def test_changed_metrics_are_noticed(children: Children, unbroken: dict[str, Any], tmp_path: Path) -> None:
     """Rows lost after the older checkpoint leave that one usable; a change before it leaves none."""
-    assert children("run", tmp_path, CONFIG, interrupt_at_step=18) == 130
+    assert children("run", tmp_path, CONFIG, interrupt_at_step=19, span_seconds=0.0) == 130
     metrics = tmp_path / "metrics.csv"
     whole = metrics.read_bytes()
     metrics.write_bytes(whole[:-3])
@@ -161,7 +187,7 @@ def test_changed_metrics_are_noticed(children: Children, unbroken: dict[str, Any
     assert "step_000000019.ckpt cannot be used: metrics.csv has" in children.errors
 
     other = tmp_path / "other"
-    assert children("run", other, CONFIG, interrupt_at_step=18) == 130
+    assert children("run", other, CONFIG, interrupt_at_step=19, span_seconds=0.0) == 130
     (other / "metrics.csv").write_bytes(whole.replace(b"step", b"stop", 1))
     assert children("resume", other) == 1
     assert "metrics.csv was changed" in children.errors

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mhicl_fast.presets import PRESETS, preset
-from mhicl_fast.train import ConfigError, RunConfig
+from mhicl_fast.train import AdamW, ConfigError, RunConfig
 from mhicl_fast.train.config import describe_options
 from mhicl_fast.train.taskspec import parse_covariance, parse_signal, parse_support
 
@@ -65,6 +65,13 @@ def test_preset_tasks() -> None:
         assert task.noisy_target is noisy_target
 
 
+def test_presets_write_rows_and_checkpoints_in_measure() -> None:
+    for config in PRESETS.values():
+        assert 250 < config.steps / config.record_every < 2100
+        assert config.checkpoint_every % config.record_every == 0  # so that spans of steps are cut once, not twice
+        assert 5 < config.steps / config.checkpoint_every <= 500
+
+
 def test_settings_are_read_by_type() -> None:
     config = preset("demo").with_settings(
         ["n_heads=4", "steps=2e3", "learning_rate=1e-2", "step_cap=none", "noisy_target=no", "dtype=float64",
@@ -99,14 +106,16 @@ def test_settings_are_read_by_type() -> None:
         ("momentum=1", r"momentum must be less than 1, got 1"),
         ("seed=-1", r"seed must be at least 0, got -1; the nearest valid value is 0"),
         ("seed=5e18", r"seed must be at most 4611686018427387903"),
-        ("estimator=conditionel", r"one of sampled, conditional, asymptotic, .* nearest valid value is conditional"),
-        ("optimizer=gradient", r"optimizer must be one of flow, sgd, adam, got 'gradient'; the nearest valid value is"),
+        ("estimator=conditionel", r"one of sampled, conditional, subspace, asymptotic, .* nearest .* is conditional"),
+        ("optimizer=gradient", r"must be one of flow, sgd, adam, adamw, got 'gradient'; the nearest valid value is"),
         ("parameters=combine", r"the nearest valid value is combined"),
         ("dtype=double", r"dtype must be one of float32, float64, got 'double'"),
         ("dtype=float16", r"dtype must be one of float32, float64"),
         ("noisy_target=maybe", r"noisy_target must be true or false, got 'maybe'"),
         ("optimizer=adam", r"step_cap limits optimizer=flow, got optimizer=adam; use step_cap=none"),
         ("momentum=0.5", r"momentum belongs to optimizer=sgd"),
+        ("weight_decay=0.1", r"weight_decay belongs to optimizer=adamw, got optimizer=flow; use weight_decay=none"),
+        ("weight_decay=-1", r"weight_decay must be at least 0, got -1"),
         ("start=random", r"which estimator=conditional cannot take; use estimator=sampled"),
         ("support=0:4", r"support must be all, blocks or 3 ranges"),
         ("support=0:4,4:8,8:99", r"first:end with 0 ≤ first < end ≤ 30, got '8:99'"),
@@ -122,6 +131,16 @@ def test_settings_are_read_by_type() -> None:
 def test_a_bad_setting_is_answered_with_what_is_valid(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         preset("demo").with_settings([setting])
+
+
+def test_weight_decay() -> None:
+    for setting, expected in (("none", 0.01), ("0", 0.0), ("0.3", 0.3)):
+        config = preset("demystified").with_settings(["optimizer=adamw", f"weight_decay={setting}"])
+        optimizer = config.make_optimizer()
+        assert isinstance(optimizer, AdamW)
+        assert optimizer.weight_decay == expected
+        assert not config.follows_flow
+    assert preset("demo").follows_flow
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest() -> None:

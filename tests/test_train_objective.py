@@ -185,6 +185,23 @@ def test_asymptotic_is_the_closed_form() -> None:
         assert through_objective.loss == pytest.approx(got.item())
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"covariance": None, "noise_std": 0.0}, {"support": None, "noisy_target": False}]
+)
+@pytest.mark.parametrize("seed", [0, 2**63 + 5])
+@pytest.mark.parametrize("estimator", ["sampled", "conditional"])
+def test_objective_is_the_loss_with_its_derivatives(estimator: str, seed: int, changes: dict[str, object]) -> None:
+    task = make_task(**changes)
+    kq, ov = (w.requires_grad_() for w in make_weights(task, 3, 9, torch.float64))
+    loss = population_loss(task, kq, ov, estimator=estimator, n_prompts=21, seed=seed, step=2**32 - 1)
+    got = Objective(task, estimator, 21, seed)(kq.mT.contiguous().mT, ov, 2**32 - 1)  # of any strides
+    for one, other in zip(
+        (torch.tensor(got.loss, dtype=torch.float64), *got[1:]), with_gradients(loss, kq, ov), strict=True
+    ):
+        assert not one.requires_grad
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("estimator", ["sampled", "conditional"])
 def test_chunks_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch, estimator: str) -> None:
     task = make_task()
@@ -288,7 +305,9 @@ def test_bad_input_is_named() -> None:
         population_loss(task, kq, ov[:1])
     with pytest.raises(TypeError, match=r"got torch.float32 and torch.float64"):
         population_loss(task, kq, ov.double())
-    with pytest.raises(ValueError, match="estimator must be one of sampled, conditional, asymptotic, got 'exact'"):
+    with pytest.raises(
+        ValueError, match="estimator must be one of sampled, conditional, subspace, asymptotic, got 'exact'"
+    ):
         population_loss(task, kq, ov, estimator="exact")
     with pytest.raises(ValueError, match="n_prompts must be at least 1, got 0"):
         population_loss(task, kq, ov, n_prompts=0)
@@ -315,3 +334,20 @@ def test_the_number_of_threads_changes_no_bit(estimator: str, n_heads: int, n_pr
         assert other.loss == results[0].loss
         assert torch.equal(other.grad_kq, results[0].grad_kq)
         assert torch.equal(other.grad_ov, results[0].grad_ov)
+
+
+def test_subspace_differentiates_and_names_bad_weights() -> None:
+    task = make_task()
+    kq, ov = make_weights(task, 2, 1, torch.float64)
+    with pytest.raises(
+        ValueError, match=r"subspace .* outputs that do not read covariates, OV\[:, :, :4\] = 0, got an"
+    ):
+        population_loss(task, kq, ov, estimator="subspace")
+    ov[:, :, : task.dim_x] = 0
+    result = Objective(task, "subspace", 100, 3)(kq, ov, 5)
+    kq, ov = kq.requires_grad_(), ov.requires_grad_()
+    loss = population_loss(task, kq, ov, estimator="subspace", n_prompts=100, seed=3, step=5)
+    grad_kq, grad_ov = torch.autograd.grad(2 * loss, (kq, ov))
+    assert float(loss.detach()) == result.loss
+    assert torch.equal(grad_kq, 2 * result.grad_kq)
+    assert torch.equal(grad_ov, 2 * result.grad_ov)

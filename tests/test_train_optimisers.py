@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mhicl_fast import spectral
 from mhicl_fast.tasks import MultiTaskRegression
-from mhicl_fast.train import Adam, Combined, GradientFlow, MomentumSGD, Objective
+from mhicl_fast.train import Adam, AdamW, Combined, GradientFlow, MomentumSGD, Objective
 from mhicl_fast.train.optimisers import Optimizer, make_optimizer
 from mhicl_fast.train.parameters import Parameters, pull_back
 from mhicl_fast.train.starts import balanced_decomposable
@@ -44,6 +44,8 @@ def descend(optimizer: Optimizer, tensors: dict[str, Tensor], steps: int) -> flo
         (lambda: MomentumSGD(3e-3), lambda p: torch.optim.SGD(p, 3e-3)),
         (lambda: MomentumSGD(3e-3, 0.9), lambda p: torch.optim.SGD(p, 3e-3, momentum=0.9)),
         (lambda: Adam(1e-2), lambda p: torch.optim.Adam(p, 1e-2)),
+        (lambda: AdamW(1e-2), lambda p: torch.optim.AdamW(p, 1e-2)),
+        (lambda: AdamW(1e-2, 0.7), lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.7)),
     ],
 )
 def test_steps_are_those_of_torch(
@@ -60,7 +62,10 @@ def test_steps_are_those_of_torch(
         torch.testing.assert_close(tensor, leaves[name].detach(), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("make", [lambda: GradientFlow(1e-3, 1e-2), lambda: MomentumSGD(1e-3, 0.9), lambda: Adam(1e-2)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: GradientFlow(1e-3, 1e-2), lambda: MomentumSGD(1e-3, 0.9), lambda: Adam(1e-2), lambda: AdamW(1e-2)],
+)
 def test_a_restored_optimizer_goes_on_bit_for_bit(make: Callable[[], Optimizer]) -> None:
     unbroken, tensors = make(), start()
     descend(unbroken, tensors, 7)
@@ -134,8 +139,35 @@ def test_optimizers_by_name() -> None:
     sgd = make_optimizer("sgd", 0.1, momentum=0.5)
     assert isinstance(sgd, MomentumSGD)
     assert sgd.momentum == 0.5
-    assert isinstance(make_optimizer("adam", 0.1), Adam)
-    with pytest.raises(ValueError, match="optimizer must be one of flow, sgd, adam, got 'lion'"):
+    assert type(make_optimizer("adam", 0.1)) is Adam
+    for weight_decay, expected in ((None, 0.01), (0.0, 0.0), (0.2, 0.2)):
+        adamw = make_optimizer("adamw", 0.1, weight_decay=weight_decay)
+        assert isinstance(adamw, AdamW)
+        assert adamw.weight_decay == expected
+    with pytest.raises(ValueError, match="optimizer must be one of flow, sgd, adam, adamw, got 'lion'"):
         make_optimizer("lion", 0.1)
-    with pytest.raises(ValueError, match="gradient flow keeps no state"):
+    with pytest.raises(ValueError, match=r"GradientFlow keeps no state, got \['velocity.x'\]"):
         flow.load_state({"velocity.x": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"MomentumSGD keeps \['velocity'\], got \['count', 'first.x'\]"):
+        sgd.load_state({"first.x": torch.zeros(1), "count": torch.tensor(1)})
+
+
+def test_buffers_are_the_state_in_the_order_of_the_parameters() -> None:
+    tensors = start()
+    for optimizer, names in (
+        (GradientFlow(0.1), []),
+        (MomentumSGD(0.1), []),
+        (MomentumSGD(0.1, 0.5), ["velocity.x", "velocity.y"]),
+        (Adam(0.1), ["first.x", "first.y", "second.x", "second.y"]),
+    ):
+        zeros = optimizer.buffers(tensors)
+        assert len(zeros) == len(names)
+        assert not any(buffer.any() for buffer in zeros)
+        optimizer.step(tensors, gradients(tensors))
+        state = optimizer.state()
+        restored = type(optimizer)(0.1, *([0.5] if names[:1] == ["velocity.x"] else []))
+        restored.load_state(dict(reversed(state.items())))  # by name, whatever the order
+        for mine, again, name in zip(optimizer.buffers(tensors), restored.buffers(tensors), names, strict=True):
+            assert mine.any()
+            assert mine.equal(state[name])
+            assert again.equal(state[name])

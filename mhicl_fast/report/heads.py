@@ -117,7 +117,7 @@ def _conserved(found: Findings) -> Table | None:
         "Matrices that gradient flow of the factors conserves: norms over all heads at the start and at the end, of "
         "the change, and of the change relative to the factors' own squared norm. "
     )
-    if found.config.optimizer == "adam":
+    if not found.config.follows_flow:
         caption += "Adam does not keep them."
     else:
         caption += "Steps of finite length change them a little, the more the noisier the gradients are."

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from ..plots.allocation import agreement, headline
 from ..train.config import RunConfig
+from ..train.optimisers import resolve_weight_decay
 from ..train.wording import STATES, count, number, several, uncertain, whole
 from .content import Block, Paragraph, Points, Section, Table
 from .findings import Findings
@@ -51,7 +52,7 @@ def key_numbers(found: Findings) -> Section:
                 "{} in a context").format(config.context_length)),
         *_distance(summary),
         ("Training", f"{count(summary['steps'], 'step')}, flow time {number(summary['flow_time'])}",
-         "flow time is the sum of the step sizes" if config.optimizer != "adam" else
+         "flow time is the sum of the step sizes" if config.follows_flow else
          "flow time is the sum of Adam's step sizes, which is not the time of a gradient flow"),
         ("Prompts", whole(summary["prompts_seen"]), _prompts_meaning(config)),
         ("Wall time", f"{number(summary['wall_s'], 3)} s", _speed(summary)),
@@ -178,6 +179,8 @@ def _training(config: RunConfig) -> str:
         "sampled": f"the mean squared error on {n} drawn prompts",
         "conditional": f"the mean squared error on {n} drawn sets of covariates, with the coefficients and the label "
         "noise integrated out exactly",
+        "subspace": f"the mean squared error on {n} drawn queries and what the logits read of their contexts, with "
+        "all else integrated out exactly",
         "asymptotic": f"a closed form of the population loss to {config.order} order in 1/L, without prompts",
     }
     cap = (
@@ -187,6 +190,8 @@ def _training(config: RunConfig) -> str:
         "flow": f"explicit Euler steps of gradient flow, of length {config.learning_rate:g}{cap}",
         "sgd": f"gradient descent with step size {config.learning_rate:g} and momentum {config.momentum:g}",
         "adam": f"Adam with learning rate {config.learning_rate:g}",
+        "adamw": f"AdamW with learning rate {config.learning_rate:g} and weight decay "
+        f"{resolve_weight_decay(config.weight_decay):g}",
     }
     return (
         f"Training starts from {starts[config.start]}. Every step estimates the loss by {estimates[config.estimator]}, "

@@ -34,12 +34,12 @@ def of_the_loss(found: Findings, gap: float, order: str, *, state: bool) -> str:
         reasons.append(f"heads are shared in another way, for which theory has {number(found.sharing.loss)}: {told}")
     if _overshoots(found):
         reasons.append("steps are too long: without sampling noise the loss of a gradient flow never rises")
-    if found.config.optimizer == "adam":
+    if not found.config.follows_flow:
         reasons.append("Adam from a random start is not the gradient flow of this theory, and may end in other states")
     if gap > 0 and _still_falls(found):
         reasons.append("the loss still falls at the end")
     reasons.append(approximation(order, found.config.context_length))
-    if gap > 0 and found.config.estimator != "asymptotic" and found.config.optimizer != "adam":
+    if gap > 0 and found.config.estimator != "asymptotic" and found.config.follows_flow:
         reasons.append("sampling noise in the gradients raises the loss a little")
     return "; ".join(reasons)
 
@@ -74,5 +74,5 @@ def _still_falls(found: Findings) -> bool:
 def _overshoots(found: Findings) -> bool:
     """Whether a loss without sampling noise rises somewhere, by more than rounding."""
     config, loss = found.config, found.run.metrics["loss"]
-    exact = config.estimator == "asymptotic" and config.optimizer != "adam" and config.momentum == 0
+    exact = config.estimator == "asymptotic" and config.follows_flow and config.momentum == 0
     return exact and bool((np.diff(loss) > 1e-4 * loss[1:]).any())

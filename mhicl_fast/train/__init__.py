@@ -8,12 +8,13 @@ from .matrix.flow import FlowProgress, MatrixFlowError, matrix_flow
 from .matrix.stability import GrowthRates, MatrixStability, matrix_stability
 from .matrix.trajectory import MatrixTrajectory, SpectralPath
 from .objective import Evaluation, LossAndGradients, Objective, evaluate, population_loss
-from .optimisers import Adam, GradientFlow, MomentumSGD
+from .optimisers import Adam, AdamW, GradientFlow, MomentumSGD
 from .parameters import Combined, Factored, pull_back
 from .starts import balanced_decomposable, initial_parameters
 
 __all__ = [
     "Adam",
+    "AdamW",
     "Combined",
     "ConfigError",
     "Evaluation",

@@ -15,7 +15,7 @@ import torch
 
 from ..tasks import MultiTaskRegression
 from .objective import ESTIMATORS, Objective
-from .optimisers import OPTIMIZERS, Optimizer, make_optimizer
+from .optimisers import OPTIMIZERS, WEIGHT_DECAY, Optimizer, make_optimizer
 from .parameters import Parameters
 from .starts import STARTS, initial_parameters
 from .taskspec import parse_covariance, parse_signal, parse_support
@@ -76,6 +76,7 @@ class RunConfig:
     optimizer: str = _option("update rule", "flow", choices=OPTIMIZERS)
     learning_rate: float = _option("step size", 0.01, above=0)
     momentum: float = _option("momentum of sgd", 0.0, low=0, below=1)
+    weight_decay: float | None = _option(f"weight decay of adamw; none is {WEIGHT_DECAY}", None, low=0)
     step_cap: float | None = _option("largest parameter change per step of flow; none is no limit", None, above=0)
     steps: int = _option("optimiser steps", low=1)
     # Records.
@@ -92,6 +93,10 @@ class RunConfig:
             raise ConfigError(f"step_cap limits optimizer=flow, got optimizer={self.optimizer}; use step_cap=none")
         if self.optimizer != "sgd" and self.momentum > 0:
             raise ConfigError(f"momentum belongs to optimizer=sgd, got optimizer={self.optimizer}; use momentum=0")
+        if self.optimizer != "adamw" and self.weight_decay is not None:
+            raise ConfigError(
+                f"weight_decay belongs to optimizer=adamw, got optimizer={self.optimizer}; use weight_decay=none"
+            )
         if self.start == "random" and self.estimator != "sampled":
             raise ConfigError(
                 f"start=random has logits that read labels, which estimator={self.estimator} cannot "
@@ -142,7 +147,18 @@ class RunConfig:
 
     def make_optimizer(self) -> Optimizer:
         """A fresh update rule."""
-        return make_optimizer(self.optimizer, self.learning_rate, momentum=self.momentum, step_cap=self.step_cap)
+        return make_optimizer(
+            self.optimizer,
+            self.learning_rate,
+            momentum=self.momentum,
+            step_cap=self.step_cap,
+            weight_decay=self.weight_decay,
+        )
+
+    @property
+    def follows_flow(self) -> bool:
+        """Whether the update rule follows the gradient flow, as Adam and AdamW do not."""
+        return self.optimizer in ("flow", "sgd")
 
     @property
     def evaluation_seed(self) -> int:

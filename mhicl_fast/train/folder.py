@@ -127,6 +127,11 @@ def read_config(path: Path) -> tuple[RunConfig, dict[str, str]]:
         raise FolderError(f"{file} is not a run's configuration: {error!r}") from error
 
 
+def is_complete(path: Path) -> bool:
+    """Whether the run in a folder is finished, results and figures included."""
+    return bool((read_json(path / "timing.json") or {}).get("complete"))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file atomically."""
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

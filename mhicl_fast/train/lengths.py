@@ -44,12 +44,12 @@ def measure_lengths(
         raise ValueError(f"n_prompts must be 2 or more, for a standard error, got {n_prompts}")
     task = task.replace(context_length=max(wanted))
     check_arguments(task, kq, ov, "sampled", n_prompts)
-    parts = []
+    losses = torch.empty(len(wanted), n_prompts, dtype=torch.float64, device=kq.device)  # in one tensor, as `evaluate`
     for first, count in prompt_chunks(task, n_prompts, kq.element_size(), "sampled"):
         prompts = task.sample(count, seed=seed, first_prompt=first, device=kq.device, dtype=kq.dtype)
-        predictions = [ops.prompt_attention(prompts.context[:, :length], prompts.query, kq, ov) for length in wanted]
-        parts.append(torch.stack([(y - prompts.target).square().sum(-1).double() for y in predictions]))
-    losses = torch.cat(parts, 1)  # (lengths, N)
+        for row, length in zip(losses, wanted):
+            error = ops.prompt_attention(prompts.context[:, :length], prompts.query, kq, ov) - prompts.target
+            row[first : first + count] = error.square().sum(-1)
     means = torch.stack([ordered_sum(row) for row in losses]) / n_prompts
     squares = torch.stack([ordered_sum(row) for row in (losses - means[:, None]).square()])
     errors = (squares / (n_prompts - 1) / n_prompts).sqrt()

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from .checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from .config import RunConfig
-from .folder import RunFolder, read_json, write_json
+from .folder import RunFolder, is_complete, read_json, write_json
 from .loaded import LoadedRun, load_run
 from .machine import machine
 from .metrics import MetricsLog, mismatch
-from .objective import Objective
+from .objective import has_prompts
 from .odes import compare_with_odes
 from .optimisers import Optimizer
-from .parameters import Parameters, pull_back
-from .records import EffectiveExamples, SpectralState, columns, gradient_norm, row
+from .parameters import Parameters
+from .records import EffectiveExamples, SpectralState, columns, row
+from .stepping import Span, TrainingError, make_stepper
 from .summary import summarise
 
-
-class TrainingError(RuntimeError):
-    """Training cannot go on, as when the loss is no longer a number."""
+SPAN_SECONDS = 0.2  # of steps at a time, so that Ctrl-C and the progress bar stay lively
 
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """What an observer hears after every step, and with `record` at every row of metrics."""
+    """What an observer hears after every few steps.
+
+    The run has reached `step` at `flow_time`, and `loss` is that of its last step. `record` is the row of metrics that
+    was added since it was last heard, if there was one.
+    """
 
     step: int
     flow_time: float
@@ -62,7 +62,7 @@ def resume(path: str | Path, observer: Observer | None = None) -> LoadedRun:
     A finished run is returned as it is. Raises what `run` raises, and CheckpointError where no checkpoint is usable.
     """
     with RunFolder.open(Path(path)) as folder:
-        if (read_json(folder.path / "timing.json") or {}).get("complete"):
+        if is_complete(folder.path):
             return load_run(folder.path)
         return _complete(folder, observer)
 
@@ -150,58 +150,64 @@ def _loop(
     interrupted: threading.Event,
     observer: Observer | None,
 ) -> None:
-    """Steps, records and checkpoints until the last step, or until `interrupted` is set."""
-    task, objective = config.task(), config.objective()
-    examples = EffectiveExamples(task, config.evaluation_seed, config.torch_dtype())
+    """Spans of steps, records and checkpoints until the last step, or until `interrupted` is set."""
+    task, stepper = config.task(), make_stepper(config.objective(), state.parameters, state.optimizer)
+    count_examples = EffectiveExamples(task, config.evaluation_seed, config.torch_dtype())
     while True:
-        kq, ov = (matrix.detach() for matrix in state.parameters.to_combined())
-        loss, gradients = _loss_and_gradients(objective, state, kq, ov)
         record = None
-        if state.step % config.record_every == 0 or state.step == config.steps:
-            record = SpectralState.of(task, kq, ov)
-            scalars = {
-                "step": state.step,
-                "flow_time": state.flow_time,
-                "step_size": state.step_size,
-                "prompts_seen": _prompts_seen(config, state.step),
-                "loss": loss,
-                "gradient_norm": gradient_norm(gradients),
-            }
-            log.append(row(scalars, record, examples(kq)))
-        if observer is not None:
-            observer(Progress(state.step, state.flow_time, loss, record))
+        if state.step % config.record_every == 0 or state.step == config.steps:  # described before the weights move
+            kq, ov = (matrix.detach() for matrix in state.parameters.to_combined())
+            record, examples = SpectralState.of(task, kq, ov), count_examples(kq)
+        span = stepper.advance(state.step, _steps_ahead(config, state.step), state.flow_time, SPAN_SECONDS)
+        if record is not None and (span.finite or span.steps > 0):
+            log.append(row(_scalars(config, state, span), record, examples))
+        _check_finite(state.step, span)
         if state.step == config.steps:
+            _tell(observer, state, span, record)
             log.sync()
             return
-        state.step_size = state.optimizer.step(state.parameters.tensors(), gradients)
-        state.flow_time += state.step_size
-        state.step += 1
+        state.step, state.flow_time, state.step_size = state.step + span.steps, span.flow_time, span.step_size
+        _tell(observer, state, span, record)
         if state.step % config.checkpoint_every == 0 or state.step == config.steps or interrupted.is_set():
             save()
         if interrupted.is_set():
             raise KeyboardInterrupt
 
 
-def _loss_and_gradients(
-    objective: Objective, state: _State, kq: torch.Tensor, ov: torch.Tensor
-) -> tuple[float, Mapping[str, torch.Tensor]]:
-    """The loss and its gradients in the trained tensors; TrainingError where they are not numbers."""
-    try:
-        loss, grad_kq, grad_ov = objective(kq, ov, state.step)
-    except ValueError as error:  # the asymptotic loss has left the weights for which it exists
-        raise TrainingError(f"step {state.step}: {error}; a smaller learning_rate may help") from error
-    gradients = pull_back(state.parameters, grad_kq, grad_ov)
-    if not (math.isfinite(loss) and all(bool(gradient.isfinite().all()) for gradient in gradients.values())):
+def _steps_ahead(config: RunConfig, step: int) -> int:
+    """Steps until the next row of metrics, the next checkpoint or the end, whichever comes first."""
+    return min(*(every - step % every for every in (config.record_every, config.checkpoint_every)), config.steps - step)
+
+
+def _scalars(config: RunConfig, state: _State, span: Span) -> dict[str, float | int]:
+    """What a row of metrics says of the run and of the loss at the weights from which a span starts."""
+    return {
+        "step": state.step,
+        "flow_time": state.flow_time,
+        "step_size": state.step_size,
+        "prompts_seen": _prompts_seen(config, state.step),
+        "loss": span.first_loss,
+        "gradient_norm": span.first_gradient_norm,
+    }
+
+
+def _check_finite(step: int, span: Span) -> None:
+    """TrainingError where a span that started at `step` stopped at something that is not a number."""
+    if not span.finite:
         raise TrainingError(
-            f"the loss or its gradient stopped being finite at step {state.step} (loss {loss}): use a "
+            f"the loss or its gradient stopped being finite at step {step + span.steps} (loss {span.last_loss}): use a "
             "smaller learning_rate"
         )
-    return loss, gradients
+
+
+def _tell(observer: Observer | None, state: _State, span: Span, record: SpectralState | None) -> None:
+    if observer is not None:
+        observer(Progress(state.step, state.flow_time, span.last_loss, record))
 
 
 def _prompts_seen(config: RunConfig, step: int) -> int:
     """Prompts that the weights at `step` were trained on."""
-    return 0 if config.estimator == "asymptotic" else step * config.n_prompts
+    return step * config.n_prompts if has_prompts(config.estimator) else 0
 
 
 def _restore(config: RunConfig, stored: Checkpoint | None) -> _State:

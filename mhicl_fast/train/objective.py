@@ -3,6 +3,9 @@
 `sampled`      the mean over drawn prompts; any weights.
 `conditional`  the same mean after integrating the regression vectors and the label noise out exactly, given the
                covariates (Rao–Blackwell); for weights whose logits do not read labels.
+`subspace`     the mean after integrating out, besides, the part of the context that the logits do not read, given its
+               projections on the span of KQ_h x_q; every drawn context counts with both signs. For weights whose logits
+               do not read labels and whose outputs do not read covariates, OV[:, :, :d] = 0. Native only.
 `asymptotic`   a closed form in 1/L, no prompts; decomposable or full matrices, without a covariate block in OV.
 
 Prompts are a pure function of (seed, step, index) and are taken in fixed chunks, so a loss depends on the arguments
@@ -13,18 +16,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops, spectral
 from ..tasks import MultiTaskRegression
 
-ESTIMATORS = ("sampled", "conditional", "asymptotic")
+ESTIMATORS = ("sampled", "conditional", "subspace", "asymptotic")
 CHUNK_BYTES = 1 << 24  # a chunk's context: small enough that the allocator reuses its memory from step to step
 _ROW = 256  # prompts summed in one go, see `_rows`
+
+
+def has_prompts(estimator: str) -> bool:
+    """Whether an estimate is a mean over drawn prompts."""
+    return estimator != "asymptotic"
 
 
 class LossAndGradients(NamedTuple):
@@ -37,7 +46,10 @@ class LossAndGradients(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training step asks for: the loss and its gradients in (KQ, OV), from the prompts of that step."""
+    """What a training step asks for: the loss and its gradients in (KQ, OV), from the prompts of that step.
+
+    Estimates over prompts are computed by the fused native step, which no tensor of prompts leaves.
+    """
 
     task: MultiTaskRegression
     estimator: str = "conditional"
@@ -45,21 +57,35 @@ class Objective:
     seed: int = 0
     order: str = "first"
 
+    def native_distribution(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The distribution of prompts as the native operators take it: supports, signals, the covariance's factor."""
+        return self.task.support.double(), self.task.signal, self.task.covariance_factor
+
+    def native_estimate(self) -> dict[str, Any]:
+        """The rest of what they need to know of the loss, as keyword arguments."""
+        return {
+            "context_length": self.task.context_length,
+            "noise_std": self.task.noise_std,
+            "noisy_target": self.task.noisy_target,
+            "estimator": self.estimator,
+            "n_prompts": self.n_prompts,
+            "seed": self.seed - 2**64 if self.seed >= 2**63 else self.seed,  # read as signed
+            "threads": torch.get_num_threads(),
+        }
+
     def __call__(self, kq: Tensor, ov: Tensor, step: int) -> LossAndGradients:
-        """Loss and gradients at kq (H, D, D), ov (H, I, D); raises what `population_loss` raises."""
+        """Loss and gradients at kq (H, D, D), ov (H, I, D) on the CPU; raises what `population_loss` raises."""
         check_arguments(self.task, kq, ov, self.estimator, self.n_prompts)
-        kq, ov = kq.detach().requires_grad_(), ov.detach().requires_grad_()
-        loss, grad_kq, grad_ov = 0.0, torch.zeros_like(kq), torch.zeros_like(ov)
-        for first, count in prompt_chunks(self.task, self.n_prompts, kq.element_size(), self.estimator):
-            with torch.enable_grad():
-                part = _chunk_loss(
-                    self.task, kq, ov, self.estimator, self.n_prompts, count, first, self.seed, step, self.order
-                )
-            part_kq, part_ov = torch.autograd.grad(part, (kq, ov))
-            loss += float(part.detach())
-            grad_kq += part_kq
-            grad_ov += part_ov
-        return LossAndGradients(loss, grad_kq, grad_ov)
+        if has_prompts(self.estimator):
+            weights = (kq.detach().contiguous(), ov.detach().contiguous())
+            where = {"step": step, "first_prompt": 0}
+            return LossAndGradients(
+                *torch.ops.mhicl.flow_step(*weights, *self.native_distribution(), **self.native_estimate(), **where)
+            )
+        with torch.enable_grad():
+            kq, ov = kq.detach().requires_grad_(), ov.detach().requires_grad_()
+            loss = spectral.asymptotic_loss(self.task, kq, ov, order=self.order)
+        return LossAndGradients(float(loss.detach()), *torch.autograd.grad(loss, (kq, ov)))
 
 
 def population_loss(
@@ -76,14 +102,18 @@ def population_loss(
     """Estimate E‖ŷ − y_q‖², summed over tasks, as a scalar differentiable in kq and ov.
 
     kq (H, D, D), ov (H, I, D) with D = dim_x + n_tasks, both float32 or both float64; the prompts are drawn in that
-    type. `estimator` is "sampled", "conditional" or "asymptotic"; the last takes no prompts and uses `order`
-    ("leading" or "first" in 1/L). With several chunks of prompts the backward pass draws each chunk again instead of
-    keeping it.
+    type. `estimator` is "sampled", "conditional", "subspace" or "asymptotic"; the last takes no prompts and uses
+    `order` ("leading" or "first" in 1/L). With several chunks of prompts the backward pass draws each chunk again
+    instead of keeping it. "subspace" can be differentiated once.
 
-    Raises ValueError for wrong shapes, an unknown estimator, and for `conditional` where the logits read labels
-    (KQ[:, dim_x:, :dim_x] must be 0); TypeError for other dtypes.
+    Raises ValueError for wrong shapes, an unknown estimator, for `conditional` and `subspace` where the logits read
+    labels (KQ[:, dim_x:, :dim_x] must be 0), and for `subspace` where the outputs read covariates (OV[:, :, :dim_x]
+    must be 0); TypeError for other dtypes.
     """
     check_arguments(task, kq, ov, estimator, n_prompts)
+    if estimator == "subspace":
+        loss: Tensor = _NativeLoss.apply(kq, ov, Objective(task, estimator, n_prompts, seed), step)
+        return loss
     chunks = list(prompt_chunks(task, n_prompts, kq.element_size(), estimator))
     total = kq.new_zeros((), dtype=torch.float64)
     for first, count in chunks:
@@ -111,6 +141,22 @@ def prompt_losses(
     return error.square().sum(-1)
 
 
+class _NativeLoss(torch.autograd.Function):
+    """The loss of an objective, whose gradients come with it."""
+
+    @staticmethod
+    def forward(ctx: Any, kq: Tensor, ov: Tensor, objective: Objective, step: int) -> Tensor:
+        result = objective(kq, ov, step)
+        ctx.save_for_backward(result.grad_kq, result.grad_ov)
+        return kq.new_tensor(result.loss)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_kq, grad_ov = ctx.saved_tensors
+        return grad_loss * grad_kq, grad_loss * grad_ov, None, None
+
+
 class Evaluation(NamedTuple):
     """A Monte Carlo mean and its standard error."""
 
@@ -122,12 +168,10 @@ class Evaluation(NamedTuple):
 def evaluate(task: MultiTaskRegression, kq: Tensor, ov: Tensor, n_prompts: int, *, seed: int) -> Evaluation:
     """The mean loss over n_prompts ≥ 2 drawn prompts (the `sampled` estimate) with its standard error."""
     check_arguments(task, kq, ov, "sampled", n_prompts)
-    losses = torch.cat(
-        [
-            prompt_losses(task, kq, ov, count, seed=seed, first_prompt=first).double()
-            for first, count in prompt_chunks(task, n_prompts, kq.element_size(), "sampled")
-        ]
-    )
+    # In one tensor from the start: small ones, kept from each chunk, would keep the allocator from reusing its memory.
+    losses = torch.empty(n_prompts, dtype=torch.float64, device=kq.device)
+    for first, count in prompt_chunks(task, n_prompts, kq.element_size(), "sampled"):
+        losses[first : first + count] = prompt_losses(task, kq, ov, count, seed=seed, first_prompt=first)
     mean = ordered_sum(losses) / n_prompts
     variance = ordered_sum((losses - mean).square()) / (n_prompts - 1)
     return Evaluation(float(mean), float((variance / n_prompts).sqrt()))
@@ -143,22 +187,30 @@ def check_arguments(task: MultiTaskRegression, kq: Tensor, ov: Tensor, estimator
         raise ValueError(f"kq must be (heads, {task.dim}, {task.dim}), got shape {list(kq.shape)}")
     if ov.shape != (kq.shape[0], task.n_tasks, task.dim):
         raise ValueError(f"ov must be ({kq.shape[0]}, {task.n_tasks}, {task.dim}), got shape {list(ov.shape)}")
-    if estimator != "asymptotic" and n_prompts < 1:
+    if has_prompts(estimator) and n_prompts < 1:
         raise ValueError(f"n_prompts must be at least 1, got {n_prompts}")
-    if estimator == "conditional":
-        largest = kq.detach()[:, task.dim_x :, : task.dim_x].abs().max()
-        if not largest == 0:  # so that NaN is refused too
-            raise ValueError(
-                f"the conditional estimator needs logits that do not read labels, KQ[:, {task.dim_x}:, :{task.dim_x}] "
-                f"= 0, got an entry of size {float(largest):.3g}; use estimator='sampled'"
-            )
+    if estimator in ("conditional", "subspace"):
+        block = f"KQ[:, {task.dim_x}:, :{task.dim_x}]"
+        _require_zero(estimator, "logits that do not read labels", block, kq[:, task.dim_x :, : task.dim_x])
+    if estimator == "subspace":
+        block = f"OV[:, :, :{task.dim_x}]"
+        _require_zero(estimator, "outputs that do not read covariates", block, ov[:, :, : task.dim_x])
+
+
+def _require_zero(estimator: str, what: str, name: str, block: Tensor) -> None:
+    largest = block.detach().abs().max()
+    if not largest == 0:  # so that NaN is refused too
+        raise ValueError(
+            f"the {estimator} estimator needs {what}, {name} = 0, got an entry of size {float(largest):.3g}; use "
+            "estimator='sampled'"
+        )
 
 
 def prompt_chunks(
     task: MultiTaskRegression, n_prompts: int, item_size: int, estimator: str
 ) -> Iterator[tuple[int, int]]:
     """(first prompt, number of prompts) of each chunk; the asymptotic loss is one chunk without prompts."""
-    if estimator == "asymptotic":
+    if not has_prompts(estimator):
         yield 0, 0
         return
     # Sizes that are multiples of _ROW make the summation order of a chunk that of whole rows.

@@ -47,7 +47,7 @@ class OdeStart(NamedTuple):
 
 def ode_start(config: RunConfig) -> OdeStart | str:
     """Where the ODE of a configuration starts, or the reason why there is none."""
-    if config.optimizer == "adam":
+    if not config.follows_flow:
         return "Adam does not follow the gradient flow"
     if config.covariance != "identity":
         return "the ODE is for covariates whose covariance is the identity"

@@ -1,44 +1,73 @@
-"""Update rules: explicit Euler for the gradient flow, SGD with momentum, Adam.
+"""Update rules: explicit Euler for the gradient flow, SGD with momentum, Adam, AdamW.
 
 Each updates a dictionary of tensors in place and returns the step's length in flow time. Its whole state is a
-dictionary of tensors, so a run that is stored and restored goes on bit for bit. SGD and Adam have the meaning of
-`torch.optim.SGD` and `torch.optim.Adam`.
+dictionary of tensors, so a run that is stored and restored goes on bit for bit. SGD, Adam and AdamW have the meaning of
+`torch.optim.SGD`, `torch.optim.Adam` and `torch.optim.AdamW`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-OPTIMIZERS = ("flow", "sgd", "adam")
+OPTIMIZERS = ("flow", "sgd", "adam", "adamw")
+WEIGHT_DECAY = 0.01  # of AdamW, unless another is asked for
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
 
 
-class Optimizer(Protocol):
-    """An update rule."""
+class Optimizer(ABC):
+    """An update rule.
 
+    What it remembers are `slots`, each a tensor per parameter that is zero at first, and `count`, the steps taken.
+    """
+
+    slots: tuple[str, ...] = ()
+    count = 0
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}  # by "slot.parameter"
+
+    @abstractmethod
     def step(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
         """Update `tensors` in place; return the step's length in flow time."""
-        ...
+
+    @abstractmethod
+    def native_rule(self) -> dict[str, Any]:
+        """The rule as the native loop's keyword arguments."""
+
+    def buffers(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The state's tensors themselves, slot by slot in the order of the parameters."""
+        keys = [(f"{slot}.{name}", tensor) for slot in self.slots for name, tensor in tensors.items()]
+        for key, tensor in keys:
+            if key not in self._buffers:
+                self._buffers[key] = torch.zeros_like(tensor)
+        return [self._buffers[key] for key, _ in keys]
 
     def state(self) -> dict[str, Tensor]:
         """Everything that later steps depend on, as tensors that later steps do not change."""
-        ...
+        return {key: buffer.clone() for key, buffer in self._buffers.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave."""
-        ...
+        """Take over what `state` gave; ValueError where that is of another rule."""
+        strange = sorted(key for key in state if key.partition(".")[0] not in self.slots)
+        if strange:
+            raise ValueError(f"{type(self).__name__} keeps {list(self.slots) or 'no state'}, got {strange}")
+        self._buffers = {key: buffer.clone() for key, buffer in state.items()}
 
 
-class GradientFlow:
+class GradientFlow(Optimizer):
     """Explicit Euler for θ' = −∇Loss(θ): θ ← θ − η g with η = min(learning_rate, step_cap / max|g|).
 
     `step_cap` bounds the largest change of any parameter in one step; None leaves the step fixed.
     """
 
     def __init__(self, learning_rate: float, step_cap: float | None = None) -> None:
+        super().__init__()
         self.learning_rate = learning_rate
         self.step_cap = step_cap
 
@@ -52,15 +81,11 @@ class GradientFlow:
             tensor.sub_(gradients[name], alpha=size)
         return size
 
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        if state:
-            raise ValueError(f"gradient flow keeps no state, got {sorted(state)}")
+    def native_rule(self) -> dict[str, Any]:
+        return _native_rule("flow", self.learning_rate, step_cap=self.step_cap or 0.0)
 
 
-class MomentumSGD:
+class MomentumSGD(Optimizer):
     """m ← momentum · m + g, θ ← θ − learning_rate · m.
 
     With momentum the parameters follow the flow at rate learning_rate / (1 − momentum), which is the flow time that a
@@ -68,76 +93,108 @@ class MomentumSGD:
     """
 
     def __init__(self, learning_rate: float, momentum: float = 0.0) -> None:
+        super().__init__()
         self.learning_rate = learning_rate
         self.momentum = momentum
-        self._velocity: dict[str, Tensor] = {}
+        self.slots = ("velocity",) if momentum > 0 else ()
 
     def step(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
-        for name, tensor in tensors.items():
-            update = gradients[name]
-            if self.momentum > 0:
-                if name in self._velocity:
-                    update = self._velocity[name].mul_(self.momentum).add_(update)
-                else:
-                    self._velocity[name] = update.clone()
+        updates = [gradients[name] for name in tensors]
+        if self.momentum > 0:
+            velocities = self.buffers(tensors)
+            updates = [v.mul_(self.momentum).add_(gradient) for v, gradient in zip(velocities, updates)]
+        for tensor, update in zip(tensors.values(), updates):
             tensor.sub_(update, alpha=self.learning_rate)
         return self.learning_rate / (1 - self.momentum)
 
-    def state(self) -> dict[str, Tensor]:
-        return {f"velocity.{name}": tensor.clone() for name, tensor in self._velocity.items()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._velocity = {name.removeprefix("velocity."): tensor.clone() for name, tensor in state.items()}
+    def native_rule(self) -> dict[str, Any]:
+        return _native_rule("sgd", self.learning_rate, momentum=self.momentum)
 
 
-class Adam:
-    """Adam with bias correction: θ ← θ − learning_rate · m̂ / (√v̂ + epsilon)."""
+class Adam(Optimizer):
+    """Adam with bias correction: θ ← θ − learning_rate · m̂ / (√v̂ + 10⁻⁸), the moments' decays being 0.9 and 0.999."""
 
-    def __init__(self, learning_rate: float, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
+    slots = ("first", "second")
+
+    def __init__(self, learning_rate: float) -> None:
+        super().__init__()
         self.learning_rate = learning_rate
-        self.betas = betas
-        self.epsilon = epsilon
-        self._count = 0
-        self._first: dict[str, Tensor] = {}
-        self._second: dict[str, Tensor] = {}
 
     def step(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
-        if not self._first:
-            self._first = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-            self._second = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        self._count += 1
-        beta1, beta2 = self.betas
-        size = self.learning_rate / (1 - beta1**self._count)
-        root = (1 - beta2**self._count) ** 0.5
-        for name, tensor in tensors.items():
+        self.count += 1
+        beta1, beta2 = _BETAS
+        size = self.learning_rate / (1 - beta1**self.count)
+        root = (1 - beta2**self.count) ** 0.5
+        moments = self.buffers(tensors)
+        for k, (name, tensor) in enumerate(tensors.items()):
             gradient = gradients[name]
-            first = self._first[name].lerp_(gradient, 1 - beta1)
-            second = self._second[name].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            tensor.addcdiv_(first, second.sqrt().div_(root).add_(self.epsilon), value=-size)
+            first = moments[k].lerp_(gradient, 1 - beta1)
+            second = moments[len(tensors) + k].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            tensor.addcdiv_(first, second.sqrt().div_(root).add_(_EPSILON), value=-size)
         return self.learning_rate
 
+    def native_rule(self) -> dict[str, Any]:
+        return _native_rule("adam", self.learning_rate)
+
     def state(self) -> dict[str, Tensor]:
-        moments = {f"first.{name}": tensor.clone() for name, tensor in self._first.items()}
-        moments |= {f"second.{name}": tensor.clone() for name, tensor in self._second.items()}
-        return moments | {"count": torch.tensor(self._count)}
+        return super().state() | {"count": torch.tensor(self.count)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._count = int(state["count"])
-        for prefix, moments in (("first.", self._first), ("second.", self._second)):
-            moments.clear()
-            moments |= {
-                name.removeprefix(prefix): tensor.clone() for name, tensor in state.items() if name.startswith(prefix)
-            }
+        super().load_state({key: buffer for key, buffer in state.items() if key != "count"})
+        self.count = int(state["count"])
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: first θ ← (1 − learning_rate · weight_decay) θ, then Adam's step."""
+
+    def __init__(self, learning_rate: float, weight_decay: float = WEIGHT_DECAY) -> None:
+        super().__init__(learning_rate)
+        self.weight_decay = weight_decay
+
+    def step(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
+        for tensor in tensors.values():
+            tensor.mul_(1 - self.learning_rate * self.weight_decay)
+        return super().step(tensors, gradients)
+
+    def native_rule(self) -> dict[str, Any]:
+        return _native_rule("adamw", self.learning_rate, weight_decay=self.weight_decay)
+
+
+def resolve_weight_decay(weight_decay: float | None) -> float:
+    """The decay that AdamW has where `weight_decay` is asked for; None is WEIGHT_DECAY."""
+    return WEIGHT_DECAY if weight_decay is None else weight_decay
 
 
 def make_optimizer(
-    name: str, learning_rate: float, *, momentum: float = 0.0, step_cap: float | None = None
+    name: str,
+    learning_rate: float,
+    *,
+    momentum: float = 0.0,
+    step_cap: float | None = None,
+    weight_decay: float | None = None,
 ) -> Optimizer:
-    """The update rule called "flow", "sgd" or "adam"; ValueError for another name."""
+    """The update rule called "flow", "sgd", "adam" or "adamw"; ValueError for another name.
+
+    Each takes of the options what belongs to it.
+    """
     if name == "flow":
         return GradientFlow(learning_rate, step_cap)
     if name == "sgd":
         return MomentumSGD(learning_rate, momentum)
     if name == "adam":
         return Adam(learning_rate)
+    if name == "adamw":
+        return AdamW(learning_rate, resolve_weight_decay(weight_decay))
     raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+
+
+def _native_rule(
+    optimizer: str, learning_rate: float, *, step_cap: float = 0.0, momentum: float = 0.0, weight_decay: float = 0.0
+) -> dict[str, Any]:
+    return {
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "step_cap": step_cap,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+    }

@@ -131,7 +131,7 @@ def _plateau(
 ) -> dict[str, Any]:
     """`plateau_and_escape` of the run; none for Adam's runs that do not come near decomposable weights, in which a loss
     near that of a state is a coincidence."""
-    if config.optimizer == "adam" and residual > FAR_FROM_DECOMPOSABLE:
+    if not config.follows_flow and residual > FAR_FROM_DECOMPOSABLE:
         return {"plateau": None, "escape": None}
     return plateau_and_escape(metrics["flow_time"], _running_median(metrics["loss"]), theory, "first")
 
