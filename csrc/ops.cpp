@@ -32,17 +32,18 @@ TORCH_LIBRARY(mhicl, m) {
   m.def("philox_words(Tensor(a!) out, *, int seed, int step, int prompt, int stream, int first_element) -> ()");
   m.def("philox_normals(Tensor(a!) out, *, int seed, int step, int prompt, int stream, int first_element) -> ()");
   // The loss and its gradients in kq (H, D, D), ov (H, I, D) over the prompts of one step, which never exist in memory.
-  // support (I, d), signal (I) and covariance_factor (d, d) are float64.
+  // support (I, d), signal (I) and covariance_factor (d, d) are float64. atoms (d), int64: average the gradients over the
+  // symmetries of the task, whose covariates with the same number are interchangeable.
   m.def(
-      "flow_step(Tensor kq, Tensor ov, Tensor support, Tensor signal, Tensor? covariance_factor, *, int context_length,"
-      " float noise_std, bool noisy_target, str estimator, int n_prompts, int seed, int step, int first_prompt,"
-      " int threads) -> (float loss, Tensor grad_kq, Tensor grad_ov)");
+      "flow_step(Tensor kq, Tensor ov, Tensor support, Tensor signal, Tensor? covariance_factor, Tensor? atoms, *,"
+      " int context_length, float noise_std, bool noisy_target, str estimator, int n_prompts, int seed, int step,"
+      " int first_prompt, int threads) -> (float loss, Tensor grad_kq, Tensor grad_ov)");
   // Steps step, step + 1, … of training, up to n_steps, fewer once max_seconds have passed. parameters: [kq, ov] or
   // [w_q, w_k, w_v, w_o]; state: what the optimizer keeps, one tensor a parameter of each kind. step_cap 0: none.
   m.def(
       "train_steps(Tensor(a!)[] parameters, Tensor(b!)[] state, Tensor support, Tensor signal,"
-      " Tensor? covariance_factor, *, int context_length, float noise_std, bool noisy_target, str estimator,"
-      " int n_prompts, int seed, int step, int n_steps, float max_seconds, float scale, str optimizer,"
+      " Tensor? covariance_factor, Tensor? atoms, *, int context_length, float noise_std, bool noisy_target,"
+      " str estimator, int n_prompts, int seed, int step, int n_steps, float max_seconds, float scale, str optimizer,"
       " float learning_rate, float step_cap, float momentum, float weight_decay, float flow_time, int threads)"
       " -> (int steps_done, bool finite, float first_loss, float first_gradient_norm, float last_loss,"
       " float flow_time, float step_size)");

@@ -91,7 +91,7 @@ def native(
         "threads": 2,
     } | changes
     result: tuple[float, Tensor, Tensor] = torch.ops.mhicl.flow_step(
-        kq, ov, task.support.double(), task.signal, task.covariance_factor, **operands
+        kq, ov, task.support.double(), task.signal, task.covariance_factor, None, **operands
     )
     return result
 

@@ -7,6 +7,7 @@
 #include "estimates.h"
 #include "kernels.h"
 #include "step.h"
+#include "symmetry.h"
 
 namespace mhicl {
 namespace {
@@ -47,7 +48,9 @@ double Estimate<T>::operator()(const Weights<T>& weights, const PromptRange& ran
   for (const double part : losses_) loss += part;
   std::fill(gradient.kq.begin(), gradient.kq.end(), T(0));
   std::fill(gradient.ov.begin(), gradient.ov.end(), T(0));
-  return finish(sums_.data(), loss, weights, gradient);
+  loss = finish(sums_.data(), loss, weights, gradient);
+  if (!task_.atoms.empty()) Symmetries(task_).average(gradient);
+  return loss;
 }
 
 // Σ over the slices, in order, piece by piece.
@@ -64,6 +67,11 @@ void Estimate<T>::add_up(Team& team) {
 template <class T>
 void check_weights(const std::string& name, const TaskSpec& task, const Weights<T>& weights) {
   const int64_t d = task.dim_x, dim = task.dim();
+  if (!task.atoms.empty() && !Symmetries(task).leave_alone(weights)) {
+    throw std::invalid_argument(
+        "averaging gradients over the task's symmetries needs weights that these leave alone: KQ's covariate block a "
+        "multiple of the identity on covariates that the same tasks read, OV's label block diagonal, all else 0");
+  }
   // != so that NaN counts.
   const auto any = [&](const T* row) { return std::any_of(row, row + d, [](T entry) { return entry != T(0); }); };
   if (name == "sampled") return;

@@ -19,6 +19,7 @@ struct TaskSpec {
   std::vector<double> support;  // (I, d), 0 or 1
   std::vector<double> signal;   // (I)
   std::vector<double> factor;   // (d, d), A of x = A ξ; empty for the identity
+  std::vector<int64_t> atoms;   // (d), where gradients are averaged over the task's symmetries; else empty
 
   int64_t dim() const { return dim_x + tasks; }
 };
@@ -68,8 +69,8 @@ class Estimate {
 };
 
 // What an estimate demands of the weights: "conditional" that logits do not read labels, KQ[:, d:, :d] = 0, "subspace" that
-// OV has no covariate block either, "sampled" nothing. Throws std::invalid_argument where that does not hold, and for
-// another name.
+// OV has no covariate block either, "sampled" nothing; and that the symmetries leave them alone where gradients are
+// averaged over these. Throws std::invalid_argument where that does not hold.
 template <class T>
 void check_weights(const std::string& name, const TaskSpec& task, const Weights<T>& weights);
 

@@ -29,7 +29,8 @@ std::vector<double> numbers(const char* name, const at::Tensor& tensor, at::IntA
 }
 
 TaskSpec task_spec(const at::Tensor& support, const at::Tensor& signal, const std::optional<at::Tensor>& factor,
-                   int64_t heads, int64_t context_length, double noise_std, bool noisy_target) {
+                   const std::optional<at::Tensor>& atoms, int64_t heads, int64_t context_length, double noise_std,
+                   bool noisy_target) {
   TORCH_CHECK_VALUE(support.dim() == 2 && support.numel() > 0, "support must be (tasks, covariates), got shape ",
                     support.sizes());
   TORCH_CHECK_VALUE(context_length >= 0, "context_length must be at least 0, got ", context_length);
@@ -44,8 +45,18 @@ TaskSpec task_spec(const at::Tensor& support, const at::Tensor& signal, const st
                    .noisy_target = noisy_target,
                    .support = numbers("support", support, {tasks, d}),
                    .signal = numbers("signal", signal, {tasks}),
-                   .factor = {}};
+                   .factor = {},
+                   .atoms = {}};
   if (factor) task.factor = numbers("covariance_factor", *factor, {d, d});
+  if (atoms) {
+    TORCH_CHECK_VALUE(!factor, "the symmetries are those of white covariates: expected atoms or covariance_factor");
+    check_array("atoms", *atoms, {d}, at::kLong);
+    const int64_t* begin = atoms->const_data_ptr<int64_t>();
+    for (int64_t c = 0; c < d; ++c) {
+      TORCH_CHECK_VALUE(begin[c] >= 0 && begin[c] < d, "atoms must lie in [0, ", d, "), got ", begin[c]);
+    }
+    task.atoms.assign(begin, begin + d);
+  }
   return task;
 }
 
@@ -89,12 +100,12 @@ std::tuple<double, at::Tensor, at::Tensor> step_of(const TaskSpec& task, const s
 std::tuple<double, at::Tensor, at::Tensor> flow_step(const at::Tensor& kq, const at::Tensor& ov,
                                                      const at::Tensor& support, const at::Tensor& signal,
                                                      const std::optional<at::Tensor>& covariance_factor,
-                                                     int64_t context_length, double noise_std, bool noisy_target,
+                                                     const std::optional<at::Tensor>& atoms, int64_t context_length, double noise_std, bool noisy_target,
                                                      c10::string_view estimator, int64_t n_prompts, int64_t seed,
                                                      int64_t step, int64_t first_prompt, int64_t threads) {
   TORCH_CHECK_VALUE(kq.dim() == 3, "kq must be (heads, dim, dim), got shape ", kq.sizes());
   const TaskSpec task =
-      task_spec(support, signal, covariance_factor, kq.size(0), context_length, noise_std, noisy_target);
+      task_spec(support, signal, covariance_factor, atoms, kq.size(0), context_length, noise_std, noisy_target);
   const std::string name(estimator);
   check_estimate(name, n_prompts, first_prompt, step, 1, threads);
   check_array("kq", kq, {task.heads, task.dim(), task.dim()}, kq.scalar_type());
@@ -151,14 +162,14 @@ int64_t checked_width(const std::vector<at::Tensor>& parameters, const std::vect
 
 std::tuple<int64_t, bool, double, double, double, double, double> train_steps(
     const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& state, const at::Tensor& support,
-    const at::Tensor& signal, const std::optional<at::Tensor>& covariance_factor, int64_t context_length,
-    double noise_std, bool noisy_target, c10::string_view estimator, int64_t n_prompts, int64_t seed, int64_t step,
+    const at::Tensor& signal, const std::optional<at::Tensor>& covariance_factor, const std::optional<at::Tensor>& atoms,
+    int64_t context_length, double noise_std, bool noisy_target, c10::string_view estimator, int64_t n_prompts, int64_t seed, int64_t step,
     int64_t n_steps, double max_seconds, double scale, c10::string_view optimizer, double learning_rate, double step_cap,
     double momentum, double weight_decay, double flow_time, int64_t threads) {
   TORCH_CHECK_VALUE(support.dim() == 2, "support must be (tasks, covariates), got shape ", support.sizes());
   const int64_t width = checked_width(parameters, state, support.size(0), support.size(0) + support.size(1));
-  const TaskSpec task = task_spec(support, signal, covariance_factor, parameters[0].size(0), context_length, noise_std,
-                                  noisy_target);
+  const TaskSpec task = task_spec(support, signal, covariance_factor, atoms, parameters[0].size(0), context_length,
+                                  noise_std, noisy_target);
   const TrainingSpec spec = {
       .estimator = std::string(estimator),
       .n_prompts = n_prompts,

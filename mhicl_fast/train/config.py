@@ -69,6 +69,7 @@ class RunConfig:
     # The objective.
     estimator: str = _option("estimate of the population loss", "conditional", choices=ESTIMATORS)
     n_prompts: int = _option("prompts per step, N", 4096, low=1)
+    symmetric: bool = _option("average gradients over the task's symmetries (symmetric starts)", False)
     order: str = _option(
         "order in 1/L of the asymptotic loss and of the ODE compared with", "first", choices=("leading", "first")
     )
@@ -102,10 +103,12 @@ class RunConfig:
                 f"start=random has logits that read labels, which estimator={self.estimator} cannot "
                 "take; use estimator=sampled"
             )
+        if self.symmetric and self.start == "random":
+            raise ConfigError("symmetric=true needs a start that the symmetries leave alone, got start=random")
         if self.n_tasks > 1 and self.support == "blocks" and self.dim_x < self.n_tasks:
             raise ConfigError(f"support=blocks needs dim_x ≥ n_tasks, got {self.dim_x} and {self.n_tasks}")
         try:
-            self.task()
+            self.objective()
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -143,7 +146,7 @@ class RunConfig:
 
     def objective(self) -> Objective:
         """The loss and its gradient, step by step."""
-        return Objective(self.task(), self.estimator, self.n_prompts, self.seed, self.order)
+        return Objective(self.task(), self.estimator, self.n_prompts, self.seed, self.order, self.symmetric)
 
     def make_optimizer(self) -> Optimizer:
         """A fresh update rule."""

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops, spectral
+from ..spectral.atoms import atoms
 from ..tasks import MultiTaskRegression
 
 ESTIMATORS = ("sampled", "conditional", "subspace", "asymptotic")
@@ -49,6 +50,12 @@ class Objective:
     """What a training step asks for: the loss and its gradients in (KQ, OV), from the prompts of that step.
 
     Estimates over prompts are computed by the fused native step, which no tensor of prompts leaves.
+
+    With `symmetric` their gradients are averaged over the symmetries of the task: rotations among covariates that the
+    same tasks read, and the sign of each label. Weights that these leave alone have a population gradient that they
+    leave alone too, so this removes noise and adds no bias: KQ's gradient becomes a multiple of the identity on each
+    such class of covariates, OV's the diagonal of its label block. It is refused for other weights, for correlated
+    covariates, and for the asymptotic loss, which has no noise.
     """
 
     task: MultiTaskRegression
@@ -56,10 +63,20 @@ class Objective:
     n_prompts: int = 4096
     seed: int = 0
     order: str = "first"
+    symmetric: bool = False
 
-    def native_distribution(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The distribution of prompts as the native operators take it: supports, signals, the covariance's factor."""
-        return self.task.support.double(), self.task.signal, self.task.covariance_factor
+    def __post_init__(self) -> None:
+        if self.symmetric and (self.task.covariance is not None or not has_prompts(self.estimator)):
+            raise ValueError(
+                "symmetric needs white covariates and an estimate over prompts, got "
+                f"{'correlated ones' if self.task.covariance is not None else f'estimator={self.estimator!r}'}"
+            )
+
+    def native_distribution(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The distribution of prompts as the native operators take it: supports, signals, the covariance's factor, and
+        the class of each covariate where gradients are averaged over symmetries."""
+        classes = torch.as_tensor(atoms(self.task.support).class_of, dtype=torch.int64) if self.symmetric else None
+        return self.task.support.double(), self.task.signal, self.task.covariance_factor, classes
 
     def native_estimate(self) -> dict[str, Any]:
         """The rest of what they need to know of the loss, as keyword arguments."""
