@@ -126,7 +126,8 @@ def moments_of_training() -> dict[str, tuple[Tensor, Tensor]]:
     values = spectral.diagonal(kq, ov, STUDY)
     scale = (DIM_X + 1) ** -0.5
     path = spectral.solve(STUDY, values.mu, values.omega, parameters="factored", scale=scale, t_end=1e4)
-    half = float(spectral.half_learnt(path.t, path.shares())[0])
+    shares = path.shares()[:, 0]
+    half = float(path.t[(shares >= shares[-1] / 2).argmax()])
     found = {}
     for name, time in (("start", 0.0), ("half emergence", half), ("limit", 1e4)):
         mu, omega = (torch.as_tensor(value) for value in path(time)[:2])
