@@ -49,6 +49,7 @@ lint: $(STAMPS)/dev ## ruff and mypy
 
 bench: $(STAMPS)/package ## check the results, then time them against plain PyTorch
 	$(BIN)/python benchmarks/prompt_attention.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/flows.py
 
 wheel: $(STAMPS)/dev ## dist/*.whl for this Python and torch

@@ -26,6 +26,10 @@ namespace {
 
 #include "tiles.inl"
 
+#include "tiles_softmax.inl"
+
+#include "tiles_fill.inl"
+
 #include "step_common.inl"
 
 #include "step_sampled.inl"
