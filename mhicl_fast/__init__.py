@@ -2,7 +2,7 @@
 
 `prompt_attention` is the operator and `build_info` tells what was built. The rest lives in submodules, imported when
 first used: `tasks` (prompt distributions), `spectral` (theory), `train` (runs), `plots` (figures), `report` (every
-measurement on some weights, and pages about runs) and `explore` (a page with sliders).
+measurement on some weights, and pages about runs), `sweep` (lists of runs) and `explore` (a page with sliders).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mhicl_fast._extension import build_info  # first: this loads the compiled m
 from mhicl_fast._version import __version__
 from mhicl_fast.ops import prompt_attention
 
-_SUBMODULES = ("explore", "plots", "reference", "report", "spectral", "tasks", "train")
+_SUBMODULES = ("explore", "plots", "reference", "report", "spectral", "sweep", "tasks", "train")
 
 __all__ = ["__version__", "build_info", "prompt_attention"]
 

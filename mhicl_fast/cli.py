@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .sweep import LoadedSweep
     from .train.config import RunConfig
 
 Commands: TypeAlias = "argparse._SubParsersAction[_CommandParser]"
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _status(error: Exception) -> int | None:
     """The exit status of an error whose message says what is wrong; None for one that should not have been."""
     from .explore import ExploreError
+    from .sweep import SweepError
     from .train.checkpoints import CheckpointError
     from .train.config import ConfigError
     from .train.folder import FolderError
@@ -51,7 +53,9 @@ def _status(error: Exception) -> int | None:
 
     if isinstance(error, (ConfigError, FolderError, OdeError)):
         return BAD_INPUT
-    return FAILED if isinstance(error, (StorageError, CheckpointError, TrainingError, ExploreError)) else None
+    return (
+        FAILED if isinstance(error, (StorageError, CheckpointError, TrainingError, ExploreError, SweepError)) else None
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -66,16 +70,52 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _resume(options: argparse.Namespace) -> None:
+    if (options.folder / "sweep.json").exists():
+        _resume_sweep(options)
+        return
     from .progress import ProgressBar
+    from .train.config import ConfigError
     from .train.folder import is_complete, read_config
     from .train.loop import resume
     from .train.table import results_table
 
+    if options.jobs is not None:
+        raise ConfigError(f"--jobs is for sweeps, {options.folder} is none")
     if is_complete(options.folder):
         print(f"the run in {options.folder} is finished already:")
     with ProgressBar(read_config(options.folder)[0]) as bar:
         finished = resume(options.folder, bar)
     print(results_table(finished))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from .presets import preset
+    from .sweep import SweepBar, expand, run_sweep
+
+    configs = expand(preset(options.preset), options.axes, _settings(options))
+    with SweepBar(configs) as bar:
+        sweep = run_sweep(configs, options.folder, jobs=options.jobs, observer=bar)
+    _tell(sweep)
+
+
+def _resume_sweep(options: argparse.Namespace) -> None:
+    from .sweep import SweepBar, read_sweep, resume_sweep
+
+    with SweepBar(read_sweep(options.folder)[0]) as bar:
+        sweep = resume_sweep(options.folder, jobs=options.jobs, observer=bar)
+    _tell(sweep)
+
+
+def _tell(sweep: LoadedSweep) -> None:
+    """The table; SweepError where runs failed."""
+    from .sweep import SweepError, sweep_table
+
+    print(sweep_table(sweep))
+    print(f"table and figures: {sweep.path / 'table.csv'}, {sweep.path / 'figures'}")
+    if sweep.failures:
+        raise SweepError(
+            f"{len(sweep.failures)} of {len(sweep.rows)} runs failed; try them again with: mhicl resume {sweep.path}"
+        )
 
 
 def _ode(options: argparse.Namespace) -> None:
@@ -116,10 +156,12 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
     """The preset with the settings and the seed of the command line."""
     from .presets import preset
 
-    settings = list(options.settings)
-    if options.seed is not None:
-        settings.append(f"seed={options.seed}")
-    return preset(options.preset).with_settings(settings)
+    return preset(options.preset).with_settings(_settings(options))
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    """The settings and the seed of the command line."""
+    return [*options.settings, *([] if options.seed is None else [f"seed={options.seed}"])]
 
 
 def _complain(message: object, status: int) -> int:
@@ -129,7 +171,7 @@ def _complain(message: object, status: int) -> int:
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
     folder = getattr(options, "folder", None)
-    if folder is None or not (folder / "config.json").exists():
+    if folder is None or not any((folder / name).exists() for name in ("config.json", "sweep.json")):
         return "interrupted"
     return f"interrupted; go on with: mhicl resume {folder}"
 
@@ -153,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mhicl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
-    for add in (_add_run, _add_resume, _add_report, _add_ode, _add_theory, _add_explore, _add_info):
+    for add in (_add_run, _add_sweep, _add_resume, _add_report, _add_ode, _add_theory, _add_explore, _add_info):
         add(commands)
     return parser
 
@@ -171,15 +213,43 @@ def _add_run(commands: Commands) -> None:
     command.add_argument("--out", dest="folder", metavar="DIR", type=Path, required=True, help="the new run's folder")
 
 
+def _add_sweep(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "sweep",
+        _sweep,
+        "do many runs of a preset on all cores, with one table, and one figure for each axis, in a new folder",
+        "mhicl sweep demo --vary n_heads=1,2,3,4 n_tasks/dim_x=1/10,2/20,3/30 --out sweeps/separation",
+        "mhicl sweep demo --vary n_heads=1,3 context_length=100,200,400,800,1600 --out sweeps/lengths",
+        "mhicl sweep demo --vary start_size=0.01,0.02,0.05,0.1 seed=0:5 --out sweeps/emergence",
+        "mhicl sweep demo --vary 'signal=1;1,2,0.5' --set n_prompts=256 --jobs 2 --out sweeps/signal",
+    )
+    _add_configuration(command)
+    command.add_argument(
+        "--vary",
+        dest="axes",
+        metavar="key=v1,v2,…",
+        nargs="+",
+        action="extend",
+        required=True,
+        help="the axes, each with each: values separated by commas (those of support, signal and covariance by ;), "
+        "first:end for integers without the end, key/key=v/v,w/w for keys that vary together",
+    )
+    _add_jobs(command, "cores to use (default: all)")
+    command.add_argument("--out", dest="folder", metavar="DIR", type=Path, required=True, help="the new sweep's folder")
+
+
 def _add_resume(commands: Commands) -> None:
     command = _add(
         commands,
         "resume",
         _resume,
-        "go on with a run that was stopped; it ends as if it had never been",
+        "go on with a run or a sweep that was stopped; it ends as if it had never been",
         "mhicl resume runs/demo",
+        "mhicl resume sweeps/separation",
     )
-    _add_folder(command)
+    _add_folder(command, "the run's or the sweep's folder")
+    _add_jobs(command, "cores to use for a sweep (default: all)")
 
 
 def _add_report(commands: Commands) -> None:
@@ -252,8 +322,12 @@ def _add(
     return command
 
 
-def _add_folder(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
+def _add_jobs(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--jobs", metavar="J", type=int, help=what)
+
+
+def _add_folder(command: argparse.ArgumentParser, what: str = "the run's folder") -> None:
+    command.add_argument("folder", metavar="DIR", type=Path, help=what)
 
 
 def _add_configuration(command: _CommandParser) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "lengths_figure",
     "loss_figure",
     "save_figures",
+    "save_png",
     "values_figure",
     "weights_figure",
 ]
@@ -50,15 +51,18 @@ def save_figures(run: LoadedRun) -> list[Path]:
     """
     if not isinstance(run, LoadedRun):
         raise TypeError(f"run must be a LoadedRun, as load_run gives, got {type(run).__name__}")
-    folder = run.path / "figures"
-    with reported(folder):
-        folder.mkdir(exist_ok=True)
-    paths = []
-    for name, draw in FIGURES.items():
-        path = folder / f"{name}.png"
-        write_atomically(path, _png(draw(run)))
-        paths.append(path)
-    return paths
+    return [save_png(draw(run), run.path / "figures" / f"{name}.png") for name, draw in FIGURES.items()]
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Draw a figure into a PNG file, whose folder is made where it is missing, and return the path.
+
+    The same figure gives the same bytes. The file is replaced atomically. StorageError where it cannot be written.
+    """
+    with reported(path.parent):
+        path.parent.mkdir(exist_ok=True)
+    write_atomically(path, _png(figure))
+    return path
 
 
 @styled

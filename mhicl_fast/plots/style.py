@@ -93,6 +93,11 @@ def put_title(figure: Figure, run: LoadedRun, title: str) -> None:
         f"{c.preset}, seed {c.seed}:  {c.dim_x} covariates, {c.n_tasks} task{'s' * (c.n_tasks > 1)}, "
         f"{c.context_length} examples, {c.n_heads} head{'s' * (c.n_heads > 1)}, {c.parameters}, {c.optimizer}"
     )
+    put_heading(figure, title, subtitle)
+
+
+def put_heading(figure: Figure, title: str, subtitle: str) -> None:
+    """A title over a fainter line, at the top."""
     height = figure.get_figheight()
     figure.text(0.5, 1 - 0.13 / height, title, fontsize=_TITLE, ha="center", va="top", color=INK)
     figure.text(0.5, 1 - 0.42 / height, subtitle, fontsize=_SUBTITLE, ha="center", va="top", color=FAINT)

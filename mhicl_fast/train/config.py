@@ -188,16 +188,7 @@ class RunConfig:
 
     def with_settings(self, settings: Iterable[str]) -> RunConfig:
         """This configuration with `key=value` texts applied; ConfigError with the nearest valid one for a bad one."""
-        changes: dict[str, Any] = {}
-        for setting in settings:
-            key, separator, text = setting.partition("=")
-            if not separator:
-                raise ConfigError(f"expected key=value, got {setting!r}")
-            _check_key(key)
-            if key == "preset":
-                raise ConfigError("preset names the preset that a run starts from and cannot be set")
-            changes[key] = _parse(key, text)
-        return replace(self, **changes)
+        return replace(self, **dict(parse_setting(setting) for setting in settings))
 
 
 _FIELDS = {option.name: option for option in fields(RunConfig)}
@@ -211,6 +202,17 @@ def describe_options() -> list[tuple[str, str]]:
         choices = option.metadata["choices"]
         described.append((name, option.metadata["help"] + (f" ({' | '.join(choices)})" if choices else "")))
     return described[1:]
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """(key, value) of a `key=value` text; ConfigError with the nearest valid one for a bad one."""
+    key, separator, text = setting.partition("=")
+    if not separator:
+        raise ConfigError(f"expected key=value, got {setting!r}")
+    _check_key(key)
+    if key == "preset":
+        raise ConfigError("preset names the preset that a run starts from and cannot be set")
+    return key, _parse(key, text)
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,7 +51,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"cannot make the folder {path}: {error.strerror}") from error
-        lock = _lock(path)
+        lock = lock_folder(path)
         try:
             _refuse_occupied(path, config)
             if not os.access(path, os.W_OK | os.X_OK):
@@ -70,17 +70,8 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open the folder of a run to go on with it; FolderError where there is none or another process has it."""
         config, stored = read_config(path)
-        lock = _lock(path)
-        changed = [
-            f"{name} {stored.get(name)} then, {now} now" for name, now in versions().items() if stored.get(name) != now
-        ]
-        if changed:
-            warnings.warn(
-                f"{path} was started with other versions ({'; '.join(changed)}): the results may differ in "
-                "rounding from those of an unbroken run",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        lock = lock_folder(path)
+        compare_versions(path, stored)
         for unfinished in path.rglob(".*.tmp"):  # of a process that was killed while writing
             unfinished.unlink()
         return cls(path, config, lock)
@@ -107,6 +98,20 @@ def versions() -> dict[str, str]:
         "scipy": scipy.__version__,
         "python": platform.python_version(),
     }
+
+
+def compare_versions(path: Path, stored: Mapping[str, str]) -> None:
+    """Warn where the work in a folder was started with other versions than the present ones."""
+    changed = [
+        f"{name} {stored.get(name)} then, {now} now" for name, now in versions().items() if stored.get(name) != now
+    ]
+    if changed:
+        warnings.warn(
+            f"{path} was started with other versions ({'; '.join(changed)}): the results may differ in "
+            "rounding from those of an unbroken run",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def read_config(path: Path) -> tuple[RunConfig, dict[str, str]]:
@@ -159,8 +164,11 @@ def read_json(path: Path, needed: Iterable[str] = ()) -> dict[str, Any] | None:
     return content
 
 
-def _lock(path: Path) -> int:
-    """Lock the folder itself, until the descriptor is closed or the process ends, however it ends."""
+def lock_folder(path: Path) -> int:
+    """Lock the folder itself, until the descriptor is closed or the process ends, however it ends.
+
+    Returns the descriptor; FolderError where another process has the folder.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:

@@ -46,17 +46,17 @@ class Progress:
 Observer = Callable[[Progress], None]
 
 
-def run(config: RunConfig, path: str | Path, observer: Observer | None = None) -> LoadedRun:
-    """Run `config` in a new folder and return the finished run.
+def run(config: RunConfig, path: str | Path, observer: Observer | None = None, *, figures: bool = True) -> LoadedRun:
+    """Run `config` in a new folder and return the finished run; `figures`: whether to draw them.
 
     Raises FolderError where the folder cannot be used, StorageError where a file cannot be written, TrainingError where
     the loss diverges, KeyboardInterrupt on Ctrl-C; after each but the first the folder can be resumed.
     """
     with RunFolder.create(Path(path), config) as folder:
-        return _complete(folder, observer)
+        return _complete(folder, observer, figures)
 
 
-def resume(path: str | Path, observer: Observer | None = None) -> LoadedRun:
+def resume(path: str | Path, observer: Observer | None = None, *, figures: bool = True) -> LoadedRun:
     """Go on with the run in a folder from its last checkpoint; its files end as those of an unbroken run.
 
     A finished run is returned as it is. Raises what `run` raises, and CheckpointError where no checkpoint is usable.
@@ -64,28 +64,29 @@ def resume(path: str | Path, observer: Observer | None = None) -> LoadedRun:
     with RunFolder.open(Path(path)) as folder:
         if is_complete(folder.path):
             return load_run(folder.path)
-        return _complete(folder, observer)
+        return _complete(folder, observer, figures)
 
 
-def _complete(folder: RunFolder, observer: Observer | None) -> LoadedRun:
+def _complete(folder: RunFolder, observer: Observer | None, figures: bool) -> LoadedRun:
     """Train to the end, then write results and figures."""
     clock = _Clock(folder.path / "timing.json")
     _train(folder, clock, observer)
-    _finish(folder, clock)
+    _finish(folder, clock, figures)
     return load_run(folder.path)
 
 
-def _finish(folder: RunFolder, clock: _Clock) -> None:
+def _finish(folder: RunFolder, clock: _Clock, figures: bool) -> None:
     """Everything that follows from metrics and weights; done again if a run is killed within."""
-    from ..plots import save_figures  # drawing libraries take a second to import
-
     trained = load_run(folder.path)
     odes = compare_with_odes(folder.config, trained.metrics, folder.path / "trajectories.npz")
     summary = summarise(folder.config, trained.metrics, trained.parameters, odes)
     wall = clock.seconds()
     summary |= {"wall_s": wall, "steps_per_second": folder.config.steps / wall}
     write_json(folder.path / "summary.json", summary)
-    save_figures(load_run(folder.path))
+    if figures:
+        from ..plots import save_figures  # drawing libraries take a second to import
+
+        save_figures(load_run(folder.path))
     clock.store(complete=True)
 
 

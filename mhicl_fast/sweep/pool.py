@@ -1,0 +1,198 @@
+"""Runs on worker processes, as many at a time as there are cores, each on one thread while there are runs enough.
+
+Processes rather than threads: results of a run take seconds of Python, which one interpreter would do one after the
+other; the number of PyTorch's threads and the handling of Ctrl-C belong to a process; and a run that is killed, as for
+its memory, takes no other with it. A worker takes about two seconds to start and is used for many runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ..train.config import RunConfig
+
+# The parent's search path is the child's: the package may not be installed.
+_COMMAND = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mhicl_fast.sweep.worker import serve; serve()"
+_LAST_WORDS = 4096
+
+
+class Work(NamedTuple):
+    """A run that is to be done: its number, configuration and folder, new or to be resumed."""
+
+    number: int
+    config: RunConfig
+    path: Path
+
+
+class Listener(Protocol):
+    """What hears how the runs go."""
+
+    def step(self, number: int, step: int) -> None:
+        """A run has reached a step; the first that is told is the one at which it starts or goes on."""
+
+    def end(self, number: int, failure: str | None) -> None:
+        """A run has ended, finished or with a reason why not."""
+
+    def warn(self, text: str) -> None:
+        """A run has warned."""
+
+
+def execute(work: Sequence[Work], cores: int, listener: Listener) -> None:
+    """Do all the work on so many cores. KeyboardInterrupt stops every run with a checkpoint, a second one at once."""
+    # The longest first, so that the cores are busy to the end.
+    pool = _Pool(deque(sorted(work, key=lambda item: -_operations(item.config))), cores, listener)
+    try:
+        pool.work()
+    finally:
+        pool.stop()
+
+
+def _operations(config: RunConfig) -> float:
+    """What a run costs, in proportion."""
+    prompts = 1 if config.estimator == "asymptotic" else config.n_prompts * config.context_length
+    return float(config.steps) * prompts * config.n_heads * (config.dim_x + config.n_tasks)
+
+
+class _Pool:
+    def __init__(self, waiting: deque[Work], cores: int, listener: Listener) -> None:
+        self._waiting = waiting
+        self._cores = cores
+        self._listener = listener
+        self._workers: list[_Worker] = []
+        self._selector = selectors.DefaultSelector()
+
+    def work(self) -> None:
+        self._assign()
+        while any(worker.number is not None for worker in self._workers):
+            for key, _ in self._selector.select():
+                self._hear(key.data)
+            self._assign()
+
+    def stop(self) -> None:
+        """End all workers: those at work after a checkpoint, and on a second Ctrl-C at once."""
+        try:
+            for worker in self._workers:
+                worker.dismiss()
+            for worker in self._workers:
+                worker.wait()
+        except BaseException:
+            for worker in self._workers:
+                worker.kill()
+            raise
+        finally:
+            self._selector.close()
+
+    def _assign(self) -> None:
+        """Give waiting runs to idle or new workers; once there are fewer runs than cores, runs get several threads."""
+        idle = [worker for worker in self._workers if worker.number is None]
+        while len(idle) > len(self._waiting):
+            self._remove(idle.pop())
+        while self._waiting and (idle or len(self._workers) < self._cores):
+            worker = idle.pop() if idle else self._add()
+            worker.start(self._waiting.popleft())
+        for place, worker in enumerate(self._workers):
+            worker.set_threads((self._cores + place) // len(self._workers))  # in sum `cores`
+
+    def _hear(self, worker: _Worker) -> None:
+        for answer in worker.receive():
+            if "warning" in answer:
+                self._listener.warn(answer["warning"])
+            elif "step" in answer:
+                self._listener.step(answer["run"], answer["step"])
+            else:
+                worker.number = None
+                self._listener.end(answer["run"], answer.get("failed"))
+        if worker.gone:
+            cause = self._remove(worker)
+            if worker.number is not None:
+                self._listener.end(worker.number, cause)
+
+    def _add(self) -> _Worker:
+        worker = _Worker()
+        self._workers.append(worker)
+        self._selector.register(worker.answers, selectors.EVENT_READ, worker)
+        return worker
+
+    def _remove(self, worker: _Worker) -> str:
+        """Let go of a worker; returns why it ended, if it did so by itself."""
+        self._selector.unregister(worker.answers)
+        self._workers.remove(worker)
+        worker.dismiss()
+        return worker.wait()
+
+
+class _Worker:
+    """A worker process seen from here. `number` is that of the run it is at, `gone` whether it has ended."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.gone = False
+        self._threads = 1
+        self._unread = b""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
+        # PyTorch's threads start at one, those of linear algebra stay there. A session of its own: Ctrl-C on the
+        # terminal reaches the parent alone; workers hear of it, as of the parent's death, by the end of their input.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _COMMAND, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self.answers = self._process.stdin, self._process.stdout
+
+    def start(self, work: Work) -> None:
+        self.number = work.number
+        self._send(run=work.number, path=str(work.path.absolute()), config=work.config.to_dict())
+
+    def set_threads(self, threads: int) -> None:
+        if threads != self._threads:
+            self._threads = threads
+            self._send(threads=threads)
+
+    def receive(self) -> list[dict[str, Any]]:
+        """The answers that have come since."""
+        data = os.read(self.answers.fileno(), 65536)
+        self.gone = not data
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def dismiss(self) -> None:
+        """Let it end, after a checkpoint if it is at work."""
+        with suppress(BrokenPipeError):  # it may have ended already
+            self._input.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self) -> str:
+        """Wait for its end and return the cause, for one that should not have ended."""
+        status = self._process.wait()
+        self.answers.close()
+        with self._errors:
+            self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _LAST_WORDS))
+            words = self._errors.read().decode(errors="replace").strip().splitlines()
+        if status < 0:
+            hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
+            return f"its process was ended by {signal.Signals(-status).name}{hint}"
+        return f"its process ended with status {status}" + (f": {words[-1]}" if words else "")
+
+    def _send(self, **content: Any) -> None:
+        with suppress(BrokenPipeError):  # reading from it will tell that it is gone
+            self._input.write((json.dumps(content) + "\n").encode())
+            self._input.flush()
