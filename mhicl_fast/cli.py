@@ -63,10 +63,28 @@ def _run(options: argparse.Namespace) -> None:
     from .train.loop import run
     from .train.table import results_table
 
-    config = _configuration(options)
+    config = _with_chosen_prompts(options, _configuration(options))
     with ProgressBar(config) as bar:
         finished = run(config, options.folder, bar)
     print(results_table(finished))
+
+
+def _with_chosen_prompts(options: argparse.Namespace, config: RunConfig) -> RunConfig:
+    """The configuration with the number of prompts that its gradient_error takes, which it says; itself without one."""
+    if config.gradient_error is None:
+        return config
+    from .train.config import ConfigError
+    from .train.precision import choose_prompts
+
+    if any(setting.startswith("n_prompts=") for setting in options.settings):
+        raise ConfigError("gradient_error chooses n_prompts: give one of the two")
+    chosen, noise = choose_prompts(config)
+    error = noise.trained.error(chosen.n_prompts)
+    print(
+        f"{chosen.n_prompts} prompts per step: measured at the start, the {chosen.estimator} gradient has a relative "
+        f"error of {error:.3g} ± {noise.trained.standard_error / chosen.n_prompts**0.5:.1g}"
+    )
+    return chosen
 
 
 def _resume(options: argparse.Namespace) -> None:
@@ -160,8 +178,9 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
 
 
 def _settings(options: argparse.Namespace) -> list[str]:
-    """The settings and the seed of the command line."""
-    return [*options.settings, *([] if options.seed is None else [f"seed={options.seed}"])]
+    """The settings of the command line, those with options of their own too."""
+    given = {"seed": options.seed, "gradient_error": getattr(options, "gradient_error", None)}
+    return [*options.settings, *(f"{key}={value}" for key, value in given.items() if value is not None)]
 
 
 def _complain(message: object, status: int) -> int:
@@ -210,6 +229,11 @@ def _add_run(commands: Commands) -> None:
         "mhicl run multi-task --set n_heads=4 steps=2e4 dtype=float64 --seed 1 --out runs/four",
     )
     _add_configuration(command)
+    command.add_argument(
+        "--gradient-error",
+        metavar="ERROR",
+        help="choose the prompts per step by this relative error of the gradient at the start, as 0.05",
+    )
     command.add_argument("--out", dest="folder", metavar="DIR", type=Path, required=True, help="the new run's folder")
 
 

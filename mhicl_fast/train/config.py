@@ -70,6 +70,11 @@ class RunConfig:
     estimator: str = _option("estimate of the population loss", "conditional", choices=ESTIMATORS)
     n_prompts: int = _option("prompts per step, N", 4096, low=1)
     symmetric: bool = _option("average gradients over the task's symmetries (symmetric starts)", False)
+    gradient_error: float | None = _option(
+        "relative error of the first gradient, by which `mhicl run` chooses n_prompts; none takes n_prompts as it is",
+        None,
+        above=0,
+    )
     order: str = _option(
         "order in 1/L of the asymptotic loss and of the ODE compared with", "first", choices=("leading", "first")
     )
@@ -105,6 +110,10 @@ class RunConfig:
             )
         if self.symmetric and self.start == "random":
             raise ConfigError("symmetric=true needs a start that the symmetries leave alone, got start=random")
+        if self.gradient_error is not None and self.estimator == "asymptotic":
+            raise ConfigError(
+                "estimator=asymptotic takes no prompts: its gradient has no error; use gradient_error=none"
+            )
         if self.n_tasks > 1 and self.support == "blocks" and self.dim_x < self.n_tasks:
             raise ConfigError(f"support=blocks needs dim_x ≥ n_tasks, got {self.dim_x} and {self.n_tasks}")
         try:

@@ -17,12 +17,13 @@ from .config import RunConfig
 from .objective import evaluate
 from .odes import ode_start
 from .parameters import Parameters
+from .precision import gradient_error_summary
 
 SUMMARY_KEYS = (
     *("steps", "prompts_seen", "flow_time", "final_loss", "eval_loss", "eval_loss_se", "eval_prompts"),
     *("phases", "allocation", "predicted_allocation", "predicted_times", "prediction_note", "head_roles"),
     *("plateau", "escape", "theory", "ode_distance", "ode", "residual"),
-    *("effective_examples", "predicted_effective_examples", "wall_s", "steps_per_second"),
+    *("effective_examples", "predicted_effective_examples", "gradient_error", "wall_s", "steps_per_second"),
 )
 FAR_FROM_DECOMPOSABLE = 0.1  # a residual above this: semi-singular values do not predict what such weights do
 
@@ -60,6 +61,7 @@ def summarise(
         "residual": float(metrics["residual"][-1]),
         "effective_examples": metrics["effective_examples"][-1].tolist(),
         "predicted_effective_examples": _predicted_examples(task, values),
+        "gradient_error": gradient_error_summary(config, parameters),
     }
 
 
