@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from mhicl_fast.cli import main
+from mhicl_fast.presets import preset
 from mhicl_fast.tasks import MultiTaskRegression
-from mhicl_fast.train import Combined, ConfigError, Objective, RunConfig, initial_parameters, pull_back
+from mhicl_fast.train import (
+    Combined,
+    ConfigError,
+    LossAndGradients,
+    Objective,
+    RunConfig,
+    initial_parameters,
+    pull_back,
+)
 from mhicl_fast.train.precision import (
     GradientNoise,
     Noise,
@@ -154,21 +163,21 @@ def test_too_few_prompts_to_measure_are_refused() -> None:
         gradient_noise(SMALL.task(), SMALL.start_parameters(), n_prompts=127)
 
 
-def test_measurements_are_repeatable_and_apart_from_training() -> None:
+def test_measurements_are_repeatable_and_apart_from_training(monkeypatch: pytest.MonkeyPatch) -> None:
     task, start = SMALL.task(), SMALL.start_parameters()
     first, again = (gradient_noise(task, start, n_prompts=256, seed=4) for _ in range(2))
     assert isinstance(first, GradientNoise)
     assert first == again
     assert first != gradient_noise(task, start, n_prompts=256, seed=5)
     seen: list[int] = []
+    call = Objective.__call__
 
-    class Recorded(MultiTaskRegression):
-        def sample_covariates(self, *args: int, step: int, **options: object) -> tuple[Tensor, Tensor]:
-            seen.append(step)
-            return super().sample_covariates(*args, step=step, **options)
+    def recorded(objective: Objective, kq: Tensor, ov: Tensor, step: int) -> LossAndGradients:
+        seen.append(step)
+        return call(objective, kq, ov, step)
 
-    recorded = Recorded(**task.to_dict())
-    gradient_noise(recorded, start, n_prompts=128)
+    monkeypatch.setattr(Objective, "__call__", recorded)
+    gradient_noise(task, start, n_prompts=128)
     assert min(seen) >= 1 << 31
 
 
@@ -236,3 +245,13 @@ def test_the_command_refuses(
     assert main(["run", "demo", *arguments, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_symmetric_gradients_are_measured_as_they_are_used() -> None:
+    config = preset("multi-task").with_settings(["estimator=subspace"])
+    start = config.start_parameters()
+    plain, symmetric = (
+        gradient_noise(config.task(), start, estimator="subspace", n_prompts=512, symmetric=symmetric)
+        for symmetric in (False, True)
+    )
+    assert symmetric.kq.relative < plain.kq.relative / 10

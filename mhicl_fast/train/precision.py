@@ -69,18 +69,19 @@ def gradient_noise(
     estimator: str = "conditional",
     n_prompts: int = 4096,
     seed: int = 0,
+    symmetric: bool = False,
 ) -> GradientNoise:
     """Measure an estimate's noise per prompt at `parameters` (`Combined(kq, ov)` for bare matrices).
 
     Takes n_prompts prompts, at least 2 in each of 64 batches, rounded up to full batches. They are those of steps 2³¹,
-    2³¹ + 1, … of `seed`, which no run trains on.
+    2³¹ + 1, … of `seed`, which no run trains on. `symmetric` as in `Objective`.
 
     Raises ValueError for fewer than 128 prompts and for "asymptotic", which has no noise, and what `population_loss`
     raises.
     """
     if n_prompts < 2 * BATCHES:
         raise ValueError(f"n_prompts must be at least {2 * BATCHES}, got {n_prompts}")
-    batches = _Batches(task, parameters, estimator, seed)
+    batches = _Batches(_objective(task, estimator, seed, symmetric), parameters)
     batches.draw(-(-n_prompts // BATCHES))
     return batches.noise()
 
@@ -93,7 +94,13 @@ class ChosenPrompts(NamedTuple):
 
 
 def prompts_for_error(
-    task: MultiTaskRegression, parameters: Parameters, relative_error: float, *, estimator: str, seed: int = 0
+    task: MultiTaskRegression,
+    parameters: Parameters,
+    relative_error: float,
+    *,
+    estimator: str,
+    seed: int = 0,
+    symmetric: bool = False,
 ) -> ChosenPrompts:
     """The number of prompts with which the gradient in the trained tensors has `relative_error` at these weights,
     rounded up to a multiple of 16.
@@ -104,7 +111,7 @@ def prompts_for_error(
     if not (math.isfinite(relative_error) and relative_error > 0):
         raise ValueError(f"the gradient's relative error must be a positive number, got {relative_error}")
     useful = _ENOUGH * MOST_PROMPTS * relative_error**2  # where these do not resolve ρ, a step takes too many
-    batches = _Batches(task, parameters, estimator, seed)
+    batches = _Batches(_objective(task, estimator, seed, symmetric), parameters)
     batches.draw(_FIRST_PROMPTS // BATCHES)
     while True:
         noise = batches.noise()
@@ -131,7 +138,12 @@ def choose_prompts(config: RunConfig) -> tuple[RunConfig, GradientNoise]:
     task, start = config.task(), config.start_parameters()
     try:
         chosen, noise = prompts_for_error(
-            task, start, config.gradient_error, estimator=config.estimator, seed=config.seed
+            task,
+            start,
+            config.gradient_error,
+            estimator=config.estimator,
+            seed=config.seed,
+            symmetric=config.symmetric,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -156,6 +168,7 @@ def gradient_error_summary(config: RunConfig, end: Parameters) -> dict[str, Any]
             estimator=config.estimator,
             n_prompts=max(config.eval_prompts, 2 * BATCHES),
             seed=config.seed,
+            symmetric=config.symmetric,
         )
         for when, parameters in states.items()
     }
@@ -187,14 +200,18 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _objective(task: MultiTaskRegression, estimator: str, seed: int, symmetric: bool) -> Objective:
+    if estimator == "asymptotic":
+        raise ValueError("the asymptotic loss takes no prompts: its gradient has no error to measure")
+    return Objective(task, estimator, seed=seed, symmetric=symmetric)
+
+
 class _Batches:
     """Gradients in KQ, OV and the trained tensors, each summed over the prompts of K equal batches."""
 
-    def __init__(self, task: MultiTaskRegression, parameters: Parameters, estimator: str, seed: int) -> None:
-        if estimator == "asymptotic":
-            raise ValueError("the asymptotic loss takes no prompts: its gradient has no error to measure")
+    def __init__(self, objective: Objective, parameters: Parameters) -> None:
         self.size = 0  # prompts of each batch
-        self._objective = Objective(task, estimator, seed=seed)
+        self._objective = objective
         self._parameters = parameters
         self._sums: dict[str, Tensor] = {}
         self._step = _FIRST_STEP
