@@ -160,3 +160,16 @@ def test_weights_of_the_escape_hold_the_given_factors() -> None:
     np.testing.assert_allclose(values.mu, v[0] * v[1], rtol=1e-6)
     np.testing.assert_allclose(values.omega, np.repeat(kappa[0] * kappa[1], (2, 3), axis=1), rtol=1e-6)
     assert values.residual == 0
+
+
+def test_multi_task(tmp_path: Path) -> None:
+    printed = run_quickly("multi_task", tmp_path)
+    assert printed.count("emergence") == 2
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert len(numbers) == 2
+    for values in numbers.values():
+        assert values["allocation"] == values["predicted_allocation"]
+        assert abs(values["eval_loss"] - values["leading_order_limit"]) < 0.3 * values["leading_order_limit"]
+    assert (tmp_path / "runs/multi-task/symmetric/summary.json").exists()
+    again = run_quickly("multi_task", tmp_path)  # reads what is there
+    assert again == printed

@@ -10,17 +10,20 @@ from .matrix.trajectory import MatrixTrajectory, SpectralPath
 from .objective import Evaluation, LossAndGradients, Objective, evaluate, population_loss
 from .optimisers import Adam, AdamW, GradientFlow, MomentumSGD
 from .parameters import Combined, Factored, pull_back
+from .precision import ChosenPrompts, GradientNoise, Noise, gradient_noise, prompts_for_error
 from .starts import balanced_decomposable, initial_parameters
 
 __all__ = [
     "Adam",
     "AdamW",
+    "ChosenPrompts",
     "Combined",
     "ConfigError",
     "Evaluation",
     "Factored",
     "FlowProgress",
     "GradientFlow",
+    "GradientNoise",
     "GrowthRates",
     "LengthCurve",
     "LoadedRun",
@@ -29,17 +32,20 @@ __all__ = [
     "MatrixStability",
     "MatrixTrajectory",
     "MomentumSGD",
+    "Noise",
     "Objective",
     "RunConfig",
     "SpectralPath",
     "balanced_decomposable",
     "evaluate",
+    "gradient_noise",
     "initial_parameters",
     "load_run",
     "matrix_flow",
     "matrix_stability",
     "measure_lengths",
     "population_loss",
+    "prompts_for_error",
     "pull_back",
     "resume",
     "run",
