@@ -124,6 +124,22 @@ def test_means_agree_with_the_conditional_estimate(options: dict[str, object]) -
     assert 0.6 < float(z.square().mean()) < 1.5
 
 
+def test_no_token_means_no_gradient() -> None:
+    case = Case(5, 2, 0, 2, 16)
+    loss, grad_kq, grad_ov = native(case.task(), *subspace_weights(case, seed=3), "subspace", case.prompts)
+    assert loss > 0
+    assert not grad_kq.any()
+    assert not grad_ov.any()
+
+
+def test_heads_below_the_normal_numbers_count_as_empty() -> None:
+    case = Case(6, 2, 30, 2, 16, NOISY)
+    kq, ov = (weight.float() for weight in subspace_weights(case, seed=3))
+    tiny, none = (native(case.task(), factor * kq, ov, "subspace", case.prompts) for factor in (1e-40, 0))
+    for a, b in zip(tiny, none, strict=True):
+        torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b))
+
+
 def test_threads_do_not_change_a_bit() -> None:
     case = Case(6, 2, 48, 3, 203, NOISY)
     kq, ov = (weight.float() for weight in subspace_weights(case, seed=4))

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mhicl_fast.tasks import MultiTaskRegression
 from mhicl_fast.train import RunConfig, population_loss
-from mhicl_fast.train.objective import LossAndGradients
-from mhicl_fast.train.optimisers import Optimizer
-from mhicl_fast.train.parameters import Parameters
+from mhicl_fast.train.objective import LossAndGradients, Objective
+from mhicl_fast.train.optimisers import GradientFlow, Optimizer
+from mhicl_fast.train.parameters import Factored, Parameters
 from mhicl_fast.train.stepping import NativeStepper, PythonStepper, Span, Stepper, TrainingError, make_stepper
 
 FOREVER = 1e9
@@ -220,3 +221,18 @@ def test_a_loss_that_does_not_exist_names_the_step() -> None:
     stepper = make_stepper(config.objective(), config.start_parameters(), config.make_optimizer())
     with pytest.raises(TrainingError, match=r"step \d+: .*; a smaller learning_rate may help"):
         stepper.advance(0, 50, 0.0, FOREVER)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_weights_that_leave_what_the_estimate_demands_are_noticed_at_once(symmetric: bool) -> None:
+    """Weights that meet it only as products of factors do not after a step."""
+    task, unit = MultiTaskRegression(4, 1, 20), torch.eye(5, dtype=torch.float64)
+    w_q, w_k, w_v = 0.3 * unit[None], 0.3 * unit[None], 0.5 * torch.diag(unit[4])[None]
+    if symmetric:
+        w_q[0, 0, 1], w_k[0, 1, 0] = 0.3, -0.3  # W_Kᵀ W_Q is a multiple of the identity, each alone is not
+    else:
+        w_q[0, 3], w_k[0, 3, 4] = 0, 0.3
+    parameters = Factored(w_q, w_k, w_v, 0.5 * unit[None, 4:], 1.0)
+    stepper = NativeStepper(Objective(task, n_prompts=64, symmetric=symmetric), parameters, GradientFlow(0.1))
+    with pytest.raises(ValueError, match="leave alone" if symmetric else "do not read labels"):
+        stepper.advance(0, 2, 0.0, math.inf)

@@ -12,12 +12,26 @@
 namespace mhicl {
 namespace {
 
+constexpr int64_t kMostSlices = 64;
+
+int64_t chunk_count(int64_t n_prompts) { return (n_prompts + kStepChunk - 1) / kStepChunk; }
+
 // Fixed shares of the prompts, whole chunks each: enough to share the work out, few enough that their sums stay small
-// beside it.
-int64_t slice_count(int64_t n_prompts, int64_t numbers_a_prompt, int64_t sums) {
-  const int64_t chunks = (n_prompts + kStepChunk - 1) / kStepChunk;
-  const int64_t affordable = std::max<int64_t>(8, n_prompts * numbers_a_prompt / (4 * std::max<int64_t>(1, sums)));
-  return std::min<int64_t>({chunks, affordable, 64});
+// beside it, and in memory.
+int64_t slice_count(int64_t n_prompts, int64_t numbers_a_prompt, int64_t sums, int64_t sums_bytes) {
+  constexpr int64_t room = int64_t(1) << 25;
+  const int64_t affordable = n_prompts * numbers_a_prompt / (4 * std::max<int64_t>(1, sums));
+  const int64_t fitting = room / std::max<int64_t>(1, sums_bytes);
+  return std::min<int64_t>({chunk_count(n_prompts), std::max<int64_t>(8, std::min(affordable, fitting)), kMostSlices});
+}
+
+constexpr int64_t kLine = 64;  // bytes of a cache line
+
+// The first element at the start of a cache line: a row of a tile is one, which a misaligned vector would straddle.
+template <class T>
+T* at_line(std::vector<T>& memory) {
+  const auto before = -reinterpret_cast<uintptr_t>(memory.data()) % uintptr_t(kLine);
+  return memory.data() + before / sizeof(T);
 }
 
 }  // namespace
@@ -25,22 +39,22 @@ int64_t slice_count(int64_t n_prompts, int64_t numbers_a_prompt, int64_t sums) {
 template <class T>
 void Estimate<T>::allocate(int threads) {
   if (slices_ == 0) {
-    slices_ = slice_count(n_prompts_, task_.context_length * task_.dim_x, sums_size());
+    slices_ = slice_count(n_prompts_, task_.context_length * task_.dim_x, sums_size(), sums_size() * sizeof(T));
     partial_.resize(slices_ * sums_size());
     losses_.resize(slices_);
     sums_.resize(sums_size());
   }
-  while (int(workspaces_.size()) < threads) workspaces_.emplace_back(workspace_size());
+  while (int(workspaces_.size()) < threads) workspaces_.emplace_back(workspace_size() + kLine / int64_t(sizeof(T)));
 }
 
 template <class T>
 double Estimate<T>::operator()(const Weights<T>& weights, const PromptRange& range, Team& team, Weights<T>& gradient) {
   prepare(weights, range);
   allocate(team.threads());
-  const int64_t chunks = (n_prompts_ + kStepChunk - 1) / kStepChunk;
+  const int64_t chunks = chunk_count(n_prompts_);
   team.for_each(slices_, [&](int64_t slice, int thread) {
     const int64_t begin = chunks * slice / slices_ * kStepChunk, end = chunks * (slice + 1) / slices_ * kStepChunk;
-    run(begin, std::min(end, n_prompts_), workspaces_[thread].data(), partial_.data() + slice * sums_size(),
+    run(begin, std::min(end, n_prompts_), at_line(workspaces_[thread]), partial_.data() + slice * sums_size(),
         &losses_[slice]);
   });
   add_up(team);
@@ -62,6 +76,10 @@ void Estimate<T>::add_up(Team& team) {
     const int64_t begin = i * piece, end = std::min(size, begin + piece);
     kernels().update<T>().add_rows(partial_.data(), slices_, size, begin, end, sums_.data());
   });
+}
+
+int useful_threads(int64_t n_prompts, int64_t threads) {
+  return int(std::min({threads, chunk_count(n_prompts), kMostSlices}));
 }
 
 template <class T>

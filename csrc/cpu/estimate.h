@@ -62,11 +62,14 @@ class Estimate {
   void add_up(Team& team);
 
   int64_t slices_ = 0;
-  std::vector<std::vector<T>> workspaces_;  // one a thread
+  std::vector<std::vector<T>> workspaces_;  // one a thread, with a cache line to spare
   std::vector<T> partial_;                  // (slices, sums)
   std::vector<double> losses_;              // (slices)
   std::vector<double> sums_;
 };
+
+// As many of `threads` as have prompts to work on: the others would be woken up at every step for nothing.
+int useful_threads(int64_t n_prompts, int64_t threads);
 
 // What an estimate demands of the weights: "conditional" that logits do not read labels, KQ[:, d:, :d] = 0, "subspace" that
 // OV has no covariate block either, "sampled" nothing; and that the symmetries leave them alone where gradients are

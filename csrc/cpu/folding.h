@@ -2,6 +2,7 @@
 // covariate block V becomes V A; gradients go back the same way. Without A only the layout changes.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "estimate.h"

@@ -63,9 +63,9 @@ struct SubspacePrompt {
     for (int64_t h = 0; h < p.heads && found < rank; ++h) {
       T* v = basis + found * d_stride;
       std::copy_n(r + h * p.dim_x, p.dim_x, v);
-      // The largest entry first: squares neither over- nor underflow then.
+      // The largest entry first: squares neither over- nor underflow then. Below the normal numbers its inverse would.
       const T largest = largest_magnitude(v, p.dim_x);
-      bool kept = largest > T(0) && std::isfinite(largest);
+      bool kept = largest >= std::numeric_limits<T>::min() && std::isfinite(largest);
       if (kept) {
         scale_by(T(1) / largest, v, p.dim_x);
         kept = normalise(v, T(0)) && orthogonalise(v, found, negligible) && orthogonalise(v, found, T(0));
@@ -177,12 +177,9 @@ struct SubspacePrompt {
     weigh_pairs(sign);
     for (int64_t j = 0; j < p.tasks; ++j) {
       for (int64_t h = 0; h < p.heads; ++h) {
-        const T* weights = params.label_products + (j * p.heads + h) * p.heads;
-        for (int64_t k = 0; k < rank; ++k) {
-          T sum = 0;
-          for (int64_t g = 0; g < p.heads; ++g) sum += weights[g] * centred_pairs[(h * p.heads + g) * rank + k];
-          weighed[h * rank + k] = sum;
-        }
+        gemm<T>({.rows = 1, .cols = rank, .depth = p.heads, .a = params.label_products + (j * p.heads + h) * p.heads,
+                 .a_stride = p.heads, .unit_rows = false, .b = centred_pairs + h * p.heads * rank, .b_stride = rank,
+                 .c = weighed + h * rank, .c_stride = rank, .accumulate = false});
       }
       add_restricted(params.support + j * p.dim_x);
     }
@@ -236,8 +233,9 @@ struct SubspacePrompt {
     }
     attention.differentiate(panel, m_stride, 0, rank + p.heads);
     attention.weigh(rank, means, rank);  // ±α_h
+    const T all = T(p.context_length > 0);  // Σ_l p_lh
     for (int64_t h = 0; h < p.heads; ++h) {
-      const T free = T(1) - averages[h * m_stride + rank + h];
+      const T free = all - averages[h * m_stride + rank + h];
       for (int64_t c = 0; c < p.dim_x; ++c) direction[h * d_stride + c] *= free;
     }
     if (!params.isotropic) add_out_of_plane(sign);

@@ -4,6 +4,7 @@
 // over the symmetries removes noise and nothing else.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 

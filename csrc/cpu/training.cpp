@@ -81,7 +81,7 @@ Stretch train(const TaskSpec& task, const TrainingSpec& spec, const TrainedArray
   const std::unique_ptr<Estimate<T>> estimate = make_estimate<T>(spec.estimator, task, spec.n_prompts);
   Parameters<T> parameters(task, spec, arrays);
   Weights<T> weights(task), gradient(task);
-  Team team(threads);
+  Team team(useful_threads(spec.n_prompts, threads));
   Stretch out;
   out.flow_time = flow_time;
   do {
@@ -95,6 +95,7 @@ Stretch train(const TaskSpec& task, const TrainingSpec& spec, const TrainedArray
       out.first_gradient_norm = norm;
     }
     out.finite = std::isfinite(out.last_loss) && std::isfinite(norm);
+    if (out.finite) check_weights(spec.estimator, task, weights);  // factored ones may leave what it demands on the way
     if (!out.finite || n_steps == 0) break;
     out.step_size = update(spec, number, parameters.gradients(), arrays);
     out.flow_time += out.step_size;

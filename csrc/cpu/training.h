@@ -37,7 +37,8 @@ struct TrainedArrays {
 };
 
 // Up to n_steps steps from number `step` on, fewer once max_seconds have passed. n_steps = 0 evaluates the loss and the
-// gradient and changes nothing. A loss or gradient that is not finite ends the stretch before the update.
+// gradient and changes nothing. A loss or gradient that is not finite ends the stretch before the update. Throws what
+// check_weights throws, at any step.
 template <class T>
 Stretch train(const TaskSpec& task, const TrainingSpec& spec, const TrainedArrays<T>& arrays, int64_t step,
               int64_t n_steps, double max_seconds, double flow_time, int threads);

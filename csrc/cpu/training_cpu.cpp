@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <stdexcept>
@@ -10,7 +9,6 @@
 #include <vector>
 
 #include "../checks.h"
-#include "parameters.h"
 #include "training.h"
 
 namespace mhicl {
@@ -67,17 +65,18 @@ void check_estimate(const std::string& estimator, int64_t n_prompts, int64_t fir
   TORCH_CHECK_VALUE(n_prompts >= 1, "n_prompts must be at least 1, got ", n_prompts);
   TORCH_CHECK_VALUE(first_prompt >= 0 && first_prompt <= (int64_t(1) << 56) - n_prompts,
                     "prompts must lie in [0, 2**56), got first_prompt=", first_prompt, " with n_prompts=", n_prompts);
-  TORCH_CHECK_VALUE(step >= 0 && n_steps >= 0 && step + n_steps <= (int64_t(1) << 32),
+  TORCH_CHECK_VALUE(step >= 0 && n_steps >= 0 && step <= (int64_t(1) << 32) && n_steps <= (int64_t(1) << 32) - step,
                     "steps must lie in [0, 2**32), got step=", step, ", n_steps=", n_steps);
   TORCH_CHECK_VALUE(threads >= 1, "threads must be at least 1, got ", threads);
 }
 
-template <class T>
-void check_estimable(const TaskSpec& task, const std::string& estimator, const Weights<T>& weights) {
+// What check_weights throws, as a ValueError.
+template <class Body>
+auto with_value_errors(const Body& body) {
   try {
-    check_weights(estimator, task, weights);
+    return body();
   } catch (const std::invalid_argument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
+    C10_THROW_ERROR(ValueError, error.what());
   }
 }
 
@@ -88,8 +87,8 @@ std::tuple<double, at::Tensor, at::Tensor> step_of(const TaskSpec& task, const s
   Weights<T> weights(task), gradient(task);
   std::copy_n(kq.const_data_ptr<T>(), kq.numel(), weights.kq.data());
   std::copy_n(ov.const_data_ptr<T>(), ov.numel(), weights.ov.data());
-  check_estimable(task, estimator, weights);
-  Team team(threads);
+  with_value_errors([&] { check_weights(estimator, task, weights); });
+  Team team(useful_threads(n_prompts, threads));
   const double loss = (*make_estimate<T>(estimator, task, n_prompts))(weights, range, team, gradient);
   at::Tensor grad_kq = at::empty_like(kq), grad_ov = at::empty_like(ov);
   std::copy(gradient.kq.begin(), gradient.kq.end(), grad_kq.mutable_data_ptr<T>());
@@ -100,7 +99,8 @@ std::tuple<double, at::Tensor, at::Tensor> step_of(const TaskSpec& task, const s
 std::tuple<double, at::Tensor, at::Tensor> flow_step(const at::Tensor& kq, const at::Tensor& ov,
                                                      const at::Tensor& support, const at::Tensor& signal,
                                                      const std::optional<at::Tensor>& covariance_factor,
-                                                     const std::optional<at::Tensor>& atoms, int64_t context_length, double noise_std, bool noisy_target,
+                                                     const std::optional<at::Tensor>& atoms, int64_t context_length,
+                                                     double noise_std, bool noisy_target,
                                                      c10::string_view estimator, int64_t n_prompts, int64_t seed,
                                                      int64_t step, int64_t first_prompt, int64_t threads) {
   TORCH_CHECK_VALUE(kq.dim() == 3, "kq must be (heads, dim, dim), got shape ", kq.sizes());
@@ -163,9 +163,9 @@ int64_t checked_width(const std::vector<at::Tensor>& parameters, const std::vect
 std::tuple<int64_t, bool, double, double, double, double, double> train_steps(
     const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& state, const at::Tensor& support,
     const at::Tensor& signal, const std::optional<at::Tensor>& covariance_factor, const std::optional<at::Tensor>& atoms,
-    int64_t context_length, double noise_std, bool noisy_target, c10::string_view estimator, int64_t n_prompts, int64_t seed, int64_t step,
-    int64_t n_steps, double max_seconds, double scale, c10::string_view optimizer, double learning_rate, double step_cap,
-    double momentum, double weight_decay, double flow_time, int64_t threads) {
+    int64_t context_length, double noise_std, bool noisy_target, c10::string_view estimator, int64_t n_prompts,
+    int64_t seed, int64_t step, int64_t n_steps, double max_seconds, double scale, c10::string_view optimizer,
+    double learning_rate, double step_cap, double momentum, double weight_decay, double flow_time, int64_t threads) {
   TORCH_CHECK_VALUE(support.dim() == 2, "support must be (tasks, covariates), got shape ", support.sizes());
   const int64_t width = checked_width(parameters, state, support.size(0), support.size(0) + support.size(1));
   const TaskSpec task = task_spec(support, signal, covariance_factor, atoms, parameters[0].size(0), context_length,
@@ -186,10 +186,9 @@ std::tuple<int64_t, bool, double, double, double, double, double> train_steps(
   check_rule(spec, parameters.size(), state.size());
   const Stretch out = AT_DISPATCH_FLOATING_TYPES(parameters[0].scalar_type(), "train_steps", [&] {
     const TrainedArrays<scalar_t> arrays = trained_arrays<scalar_t>(parameters, state);
-    Weights<scalar_t> weights(task);
-    Parameters<scalar_t>(task, spec, arrays).combine(weights);
-    check_estimable(task, spec.estimator, weights);
-    return train<scalar_t>(task, spec, arrays, step, n_steps, max_seconds, flow_time, int(threads));
+    return with_value_errors([&] {
+      return train<scalar_t>(task, spec, arrays, step, n_steps, max_seconds, flow_time, int(threads));
+    });
   });
   return {out.steps_done, out.finite, out.first_loss, out.first_gradient_norm, out.last_loss, out.flow_time,
           out.step_size};
