@@ -201,7 +201,7 @@ def test_summary_of_the_errors() -> None:
     summary = gradient_error_summary(config, start)
     assert summary is not None
     assert summary["requested"] == 0.1
-    assert summary["prompts_chosen"] == config.n_prompts
+    assert summary["n_prompts"] == config.n_prompts
     assert summary["measured_at_start"] == summary["measured_at_end"]
     measured = summary["measured_at_start"]
     assert abs(measured["relative_error"] - 0.1) < 4 * math.hypot(
@@ -225,7 +225,7 @@ def test_the_command_chooses_once_and_says_so(tmp_path: Path, capsys: pytest.Cap
     assert stored["gradient_error"] == 0.3
     assert f"{stored['n_prompts']} prompts per step: measured at the start" in capsys.readouterr().out
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["gradient_error"]["prompts_chosen"] == stored["n_prompts"]
+    assert summary["gradient_error"]["n_prompts"] == stored["n_prompts"]
     assert summary["prompts_seen"] == 2 * stored["n_prompts"]
     assert main(["resume", str(folder)]) == 0
     assert "prompts per step: measured" not in capsys.readouterr().out

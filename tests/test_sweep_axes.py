@@ -65,6 +65,7 @@ def test_values(text: str, keys: str, values: list[Any]) -> None:
         (["seed=0:200", "n_heads=1:100"], "these axes have 19800 combinations"),
         (["dim_x=2,30", "n_heads=1,2"], "the run with dim_x=2, n_heads=1: support=blocks needs dim_x ≥ n_tasks"),
         (["signal=1,2,3,4"], "several values of signal are separated by ;"),
+        (["gradient_error=0.1,0.2"], "only `mhicl run` chooses n_prompts by gradient_error"),
         (["start=small,random"], "the run with start=random: start=random has logits that read labels"),
     ],
 )  # fmt: skip

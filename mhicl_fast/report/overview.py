@@ -113,7 +113,12 @@ def _distance(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _prompts_meaning(config: RunConfig) -> str:
     if config.estimator == "asymptotic":
         return "none: the loss trained on is a closed form in 1/L"
-    return f"drawn anew for every step, {whole(config.n_prompts)} each"
+    chosen = (
+        ""
+        if config.gradient_error is None
+        else f", for a relative error of {config.gradient_error:g} in the gradient at the start"
+    )
+    return f"drawn anew for every step, {whole(config.n_prompts)} each{chosen}"
 
 
 def _speed(summary: Mapping[str, Any]) -> str:
@@ -193,9 +198,10 @@ def _training(config: RunConfig) -> str:
         "adamw": f"AdamW with learning rate {config.learning_rate:g} and weight decay "
         f"{resolve_weight_decay(config.weight_decay):g}",
     }
+    averaged = ", averaged over the symmetries of the task," if config.symmetric else ""
     return (
         f"Training starts from {starts[config.start]}. Every step estimates the loss by {estimates[config.estimator]}, "
-        f"and follows its gradient by {updates[config.optimizer]}."
+        f"and follows its gradient{averaged} by {updates[config.optimizer]}."
     )
 
 

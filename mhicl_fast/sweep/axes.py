@@ -42,9 +42,11 @@ def parse_axis(text: str) -> Axis:
         raise ConfigError(f"{free_text[0]} cannot vary together with other keys, got {text!r}")
     entries = values.split(";" if free_text else ",")
     found = list(itertools.chain.from_iterable(_values(keys, entry) for entry in entries))
+    seen: set[tuple[Any, ...]] = set()
     for value in found:
-        if found.count(value) > 1:
+        if value in seen:
             raise ConfigError(f"{names} has the value {'/'.join(map(str, value))} twice, got {text!r}")
+        seen.add(value)
     return Axis(keys, tuple(found))
 
 
@@ -61,6 +63,8 @@ def expand(base: RunConfig, vary: Iterable[str], settings: Iterable[str] = ()) -
             raise ConfigError(f"{key} is varied twice")
         if key in common:
             raise ConfigError(f"{key} is both set and varied")
+    if "gradient_error" in keys or common.get("gradient_error") is not None:
+        raise ConfigError("only `mhicl run` chooses n_prompts by gradient_error; in a sweep set or vary n_prompts")
     count = math.prod(len(axis.values) for axis in axes)
     if count > MOST_RUNS:
         raise ConfigError(f"a sweep has at most {MOST_RUNS} runs, these axes have {count} combinations")

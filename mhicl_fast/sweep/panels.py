@@ -217,7 +217,11 @@ def _predicted_marks(panels: Sequence[Sequence[Line]]) -> list[Mark]:
 
 
 def _predicted_curve(line: Line) -> tuple[list[float], list[float]]:
-    """The predicted time of the last task over the size of the start, the mean over the seeds of the line's runs."""
+    """The predicted time of the last task over the size of the start, the mean over the seeds of the line's runs; only
+    at the runs' own sizes where other keys vary with the size."""
+    if len({replace(config, start_size=1.0, seed=0) for configs in line.configs for config in configs}) > 1:
+        known = [(at, mean[0]) for at, g in zip(line.at, line.groups) if (mean := g.mean("predicted_time")) is not None]
+        return [at for at, _ in known], [mean for _, mean in known]
     seeds = {config.seed: config for configs in line.configs for config in configs}
     sizes = np.geomspace(line.at[0], line.at[-1], _CURVE if len(line.at) > 1 else 1).tolist()
     curve = []

@@ -133,8 +133,8 @@ def read_config(path: Path) -> tuple[RunConfig, dict[str, str]]:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the run in a folder is finished, results and figures included."""
-    return bool((read_json(path / "timing.json") or {}).get("complete"))
+    """Whether the run in a folder is finished, results and figures included. One that lost its results is not."""
+    return bool((read_json(path / "timing.json") or {}).get("complete")) and (path / "summary.json").exists()
 
 
 def write_json(path: Path, content: Any) -> None:

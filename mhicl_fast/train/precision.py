@@ -175,7 +175,6 @@ def gradient_error_summary(config: RunConfig, end: Parameters) -> dict[str, Any]
     at_start = noises["start"].trained.gradient_norm
     return {
         "requested": config.gradient_error,
-        "prompts_chosen": None if config.gradient_error is None else config.n_prompts,
         "n_prompts": config.n_prompts,
         **{f"measured_at_{when}": _measured(noise, config.n_prompts, at_start) for when, noise in noises.items()},
     }
@@ -207,13 +206,13 @@ def _objective(task: MultiTaskRegression, estimator: str, seed: int, symmetric: 
 
 
 class _Batches:
-    """Gradients in KQ, OV and the trained tensors, each summed over the prompts of K equal batches."""
+    """Gradients in KQ, OV and the trained tensors, the means over the prompts of K equal batches."""
 
     def __init__(self, objective: Objective, parameters: Parameters) -> None:
         self.size = 0  # prompts of each batch
         self._objective = objective
         self._parameters = parameters
-        self._sums: dict[str, Tensor] = {}
+        self._means: dict[str, Tensor] = {}
         self._step = _FIRST_STEP
 
     def draw(self, size: int) -> None:
@@ -225,13 +224,15 @@ class _Batches:
             trained = torch.cat([x.flatten() for x in pull_back(self._parameters, grad_kq, grad_ov).values()])
             for name, gradient in (("kq", grad_kq), ("ov", grad_ov), ("trained", trained)):
                 flat = gradient.flatten().double()
-                sums = self._sums.setdefault(name, torch.zeros(BATCHES, len(flat), dtype=torch.float64))
-                sums[batch] += size * flat
+                if name not in self._means:
+                    self._means[name] = torch.zeros(BATCHES, len(flat), dtype=torch.float64)
+                mean = self._means[name][batch]
+                mean += (flat - mean) * (size / (self.size + size))
             self._step += 1
         self.size += size
 
     def noise(self) -> GradientNoise:
-        parts = {name: _noise(sums / self.size, self.size) for name, sums in self._sums.items()}
+        parts = {name: _noise(means, self.size) for name, means in self._means.items()}
         return GradientNoise(**parts, n_prompts=BATCHES * self.size)
 
 

@@ -54,10 +54,22 @@ def results_table(run: LoadedRun) -> str:
         ),
         *_plateau(summary),
         ("distance to the ODE", _distance(summary)),
+        *_gradient_error(run.config, summary["gradient_error"]),
         ("time", f"{summary['wall_s']:.1f} s, {summary['steps_per_second']:.0f} steps/s"),
         ("figures", str(run.path / "figures")),
     ]
     return align(rows)
+
+
+def _gradient_error(config: RunConfig, measured: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The gradients' relative error at the start and what they were estimated by; nothing without prompts."""
+    if measured is None:
+        return []
+    start = measured["measured_at_start"]
+    error = "unresolved" if start["relative_error"] is None else f"{start['relative_error']:.3g}"
+    symmetric = ", averaged over symmetries" if config.symmetric else ""
+    used = f"{config.estimator}{symmetric}, {measured['n_prompts']} prompts per step"
+    return [("gradient's relative error, start", f"{error} ({used})")]
 
 
 def ode_table(config: RunConfig, order: str, trajectory: spectral.Trajectory) -> str:
