@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -234,10 +235,7 @@ def floor(measured: float) -> dict[str, float]:
     peak = fma_peak(torch.float32)
     normals = N * (LENGTH * DIM_X + 2 * DIM_X)
     threads = torch.get_num_threads()
-    buffer = torch.empty(1 << 13)  # stays in the first-level cache
-    address = {"seed": 0, "step": 0, "prompt": 0, "stream": 0, "first_element": 0}
-    timing = time_in_turns({"normals": lambda: torch.ops.mhicl.philox_normals(buffer, **address)}, 200)["normals"]
-    each = timing.low / buffer.numel()
+    each = seconds_a_normal()
     parts = {"operations_s": operations / peak, "normals_s": normals * each / threads}
     share = sum(parts.values()) / measured
     print(f"\nfloor of the native sampled step: {operations / 1e9:.2f} GFLOP at {peak / 1e9:.0f} GFLOP/s = "
@@ -246,25 +244,41 @@ def floor(measured: float) -> dict[str, float]:
     return parts | {"share": share}
 
 
+def seconds_a_normal() -> float:
+    """Of one thread, by the difference of two calls, so that what a call costs drops out."""
+    address = {"seed": 0, "step": 0, "prompt": 0, "stream": 0, "first_element": 0}
+    few, many = torch.empty(1 << 12), torch.empty(3 << 12)  # both stay in the caches next to the core
+    timings = time_in_turns(
+        {
+            "few": lambda: torch.ops.mhicl.philox_normals(few, **address),
+            "many": lambda: torch.ops.mhicl.philox_normals(many, **address),
+        },
+        200,
+    )
+    return (timings["many"].median - timings["few"].median) / (many.numel() - few.numel())
+
+
 MEMORY = """
-import resource, mhicl_fast.cli, mhicl_fast.plots, torch
+import sys; sys.path.insert(0, sys.argv[1])
+import mhicl_fast.plots
 from mhicl_fast.presets import preset
 from mhicl_fast.train.stepping import make_stepper
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
+from prompt_attention import peak_resident, reset_peak, resident
+before = resident()
+reset_peak()
 config = preset({name!r}).with_settings(["n_prompts={prompts}"])
 stepper = make_stepper(config.objective(), config.start_parameters(), config.make_optimizer())
 stepper.advance(0, {steps}, 0.0, float("inf"))
-print(peak() - before)
+print((peak_resident() - before) / 1e6)
 """
 
 
 def memory() -> dict[str, float]:
-    """Megabytes that training adds to the peak of a process that has imported everything."""
-    rows = {}
+    """Megabytes by which training's peak exceeds what a process that has imported everything holds (Linux)."""
+    rows, here = {}, os.path.dirname(os.path.abspath(__file__))
     for name, prompts, count in (("single-task", 10_000, 3), ("single-task", 100_000, 1), ("demystified", 256, 20_000)):
         code = MEMORY.format(name=name, prompts=prompts, steps=count)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, check=True)
         rows[f"{name}, N={prompts}, {count} steps"] = float(done.stdout)
     print("\npeak memory over the imports: " + "; ".join(f"{name}: {size:.0f} MB" for name, size in rows.items()))
     return rows

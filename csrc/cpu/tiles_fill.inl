@@ -25,8 +25,10 @@ void fill_tiles(const philox::Stream& stream, int64_t first_row, int64_t rows, i
   const Schedule schedule(stream);
   TileWriter<T> writer{out, rows, width};
   for (int64_t next = first_row, end = first_row + rows * tiles; next < end;) {
-    const int64_t count = std::min(together - next % philox::kWords, end - next);
-    elements<StandardNormals<T>>(normals, count * kTile, schedule, next * kTile);
+    const int64_t skipped = next % philox::kWords, count = std::min(together - skipped, end - next);
+    // To the end of a group: whole ones cost less than parts.
+    const int64_t drawn = (skipped + count + philox::kWords - 1) / philox::kWords * philox::kWords - skipped;
+    elements<StandardNormals<T>>(normals, drawn * kTile, schedule, next * kTile);
     writer.write(normals, count);
     next += count;
   }
