@@ -3,8 +3,8 @@
 
 #include "../params.h"
 #include "sampler.h"
-#include "step.h"
-#include "updates.h"
+#include "step/step.h"
+#include "training/updates.h"
 
 // Wider instruction sets are compiled by per-region targets, which GCC has on x86-64; elsewhere the portable set runs.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

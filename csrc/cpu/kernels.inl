@@ -24,23 +24,23 @@ namespace {
 
 #include "sampler_prompts.inl"
 
-#include "tiles.inl"
+#include "step/tiles.inl"
 
-#include "tiles_softmax.inl"
+#include "step/tiles_softmax.inl"
 
-#include "tiles_fill.inl"
+#include "step/tiles_fill.inl"
 
-#include "step_common.inl"
+#include "step/common.inl"
 
-#include "step_sampled.inl"
+#include "step/sampled.inl"
 
-#include "step_residuals.inl"
+#include "step/residuals.inl"
 
-#include "step_conditional.inl"
+#include "step/conditional.inl"
 
-#include "step_subspace.inl"
+#include "step/subspace.inl"
 
-#include "updates.inl"
+#include "training/updates.inl"
 
 template <class T>
 constexpr AttentionKernels<T> attention_kernels() {

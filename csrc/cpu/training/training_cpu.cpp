@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
+#include "../../checks.h"
 #include "training.h"
 
 namespace mhicl {

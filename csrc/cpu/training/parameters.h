@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "../kernels.h"
 #include "estimate.h"
-#include "kernels.h"
 #include "training.h"
 
 namespace mhicl {

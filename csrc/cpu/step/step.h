@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "sampler.h"
+#include "../sampler.h"
 
 namespace mhicl {
 

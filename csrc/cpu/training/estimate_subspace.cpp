@@ -1,6 +1,6 @@
 // The estimate that draws only what the logits read.
+#include "../kernels.h"
 #include "estimates.h"
-#include "kernels.h"
 #include "residual_terms.h"
 
 namespace mhicl {

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "../kernels.h"
 #include "estimate.h"
-#include "kernels.h"
 
 namespace mhicl {
 

@@ -1,6 +1,6 @@
 // The estimate with coefficients and label noise integrated out.
+#include "../kernels.h"
 #include "estimates.h"
-#include "kernels.h"
 #include "residual_terms.h"
 
 namespace mhicl {

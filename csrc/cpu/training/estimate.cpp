@@ -4,9 +4,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "../kernels.h"
+#include "../step/step.h"
 #include "estimates.h"
-#include "kernels.h"
-#include "step.h"
 #include "symmetry.h"
 
 namespace mhicl {

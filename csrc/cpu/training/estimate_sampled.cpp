@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../step/step.h"
 #include "estimates.h"
 #include "folding.h"
-#include "step.h"
 
 namespace mhicl {
 namespace {
@@ -21,13 +21,7 @@ class SampledEstimate : public Estimate<T> {
         coefficient_scale_[at] = T(std::sqrt(task.signal[i]) * task.support[at]);
       }
     }
-    params_ = {.prompts = {.range = {},
-                           .context_length = task.context_length,
-                           .dim_x = task.dim_x,
-                           .tasks = task.tasks,
-                           .heads = task.heads,
-                           .noise_std = T(task.noise_std),
-                           .noisy_target = task.noisy_target},
+    params_ = {.prompts = step_prompts<T>(task),
                .projections = projections_.data(),
                .outputs = outputs_.data(),
                .coefficient_scale = coefficient_scale_.data(),

@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "estimate.h"
+#include "../step/step.h"
+#include "estimates.h"
 #include "folding.h"
-#include "step.h"
 
 namespace mhicl {
 
@@ -20,13 +20,7 @@ class ResidualTerms {
       : task_(task), folding_(task), projections_(task.dim_x * task.heads * task.dim_x),
         residual_weights_(task.heads * (1 + task.heads) * task.dim_x), overlap_weights_(task.heads * task.heads),
         covariate_outputs_(task.tasks * task.heads * task.dim_x) {
-    params_ = {.prompts = {.range = {},
-                           .context_length = task.context_length,
-                           .dim_x = task.dim_x,
-                           .tasks = task.tasks,
-                           .heads = task.heads,
-                           .noise_std = T(task.noise_std),
-                           .noisy_target = task.noisy_target},
+    params_ = {.prompts = step_prompts<T>(task),
                .projections = projections_.data(),
                .residual_weights = residual_weights_.data(),
                .overlap_weights = task.noise_std > 0 ? overlap_weights_.data() : nullptr,

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "sampler.h"
+#include "../sampler.h"
 #include "team.h"
 
 namespace mhicl {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "kernels.h"
+#include "../kernels.h"
 #include "parameters.h"
 #include "updates.h"
 
