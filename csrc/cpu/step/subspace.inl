@@ -4,7 +4,8 @@
 // m_h = Σ_l p_lh u_l, a_h = Qᵀm_h, τ_j = tr S̃_j P, S̃_j = AᵀS_jA, c and W as in SubspaceParams and ResidualParams:
 //   products a_h·S̃_j a_g become a_h·S̃_j a_g + τ_j K_hg, and
 //   ∂r_h = v_h + Qᵀ(α_h − Q v_h),   v_h = (1 − K_hh) g_h + Σ_j S̃_j Qᵀ y_hj,
-//   α_h = Σ_l p_lh (u_l − m_h) [u_l·Q g_h + Σ_g (2 W_hg + Σ_j c_{j,hg} τ_j) p_lg],   y_hj = Σ_g c_{j,hg} Σ_l p_lh p_lg (u_l − m_h),
+//   α_h = Σ_l p_lh (u_l − m_h) [u_l·Q g_h + Σ_g (2 W_hg + Σ_j c_{j,hg} τ_j) p_lg],
+//   y_hj = Σ_g c_{j,hg} Σ_l p_lh p_lg (u_l − m_h),
 // g_h the conditional gradient in a_h. Each u serves twice, as itself and as −u, which cancels what is odd in it.
 
 template <class T>
