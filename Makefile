@@ -32,7 +32,7 @@ help: ## this list
 
 demo: $(STAMPS)/package ## build, run the demonstration study and draw its figures and report
 	rm -rf runs/demo
-	@echo "Training, about a minute on two idle cores"
+	@echo "Training, about twenty seconds on two idle cores"
 	$(BIN)/mhicl run demo --out runs/demo
 	$(BIN)/mhicl report runs/demo
 	@echo "Figures:" && find runs/demo -name '*.png' | sort

@@ -347,7 +347,9 @@ def test_subspace_differentiates_and_names_bad_weights() -> None:
     result = Objective(task, "subspace", 100, 3)(kq, ov, 5)
     kq, ov = kq.requires_grad_(), ov.requires_grad_()
     loss = population_loss(task, kq, ov, estimator="subspace", n_prompts=100, seed=3, step=5)
-    grad_kq, grad_ov = torch.autograd.grad(2 * loss, (kq, ov))
+    grad_kq, grad_ov = torch.autograd.grad(2 * loss, (kq, ov), retain_graph=True)
     assert float(loss.detach()) == result.loss
     assert torch.equal(grad_kq, 2 * result.grad_kq)
     assert torch.equal(grad_ov, 2 * result.grad_ov)
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        torch.autograd.grad(loss, (kq, ov), create_graph=True)

@@ -67,7 +67,7 @@ def command(config: RunConfig) -> str:
     changes = [
         f"{key}={_written(value)}"
         for key, value in config.to_dict().items()
-        if value != getattr(base, key) and key != "seed"
+        if value != getattr(base, key) and key not in ("seed", "gradient_error")  # n_prompts is what it chose
     ]
     words = ["mhicl", "run", config.preset]
     if changes:

@@ -165,7 +165,7 @@ def _draw_losses(axes: Axes, drawn: Sequence[Line]) -> None:
 
 
 def _heads_title(drawn: Sequence[Line], name: str) -> str:
-    """What a single head costs, where one head and a head for each task were tried."""
+    """What a single head costs, where one head and a head for each task were tried and have learnt their tasks."""
     ratios = []
     for line in drawn:
         n_tasks = line.configs[0][0].n_tasks
@@ -173,7 +173,8 @@ def _heads_title(drawn: Sequence[Line], name: str) -> str:
             at: mean[0] for at, group in zip(line.at, line.groups) if (mean := group.mean("eval_loss")) is not None
         }
         enough = [at for at in means if at >= n_tasks > 1]
-        if 1 in means and enough:
+        learnt = all(group.mean("emergence_end") is not None for group in line.groups)
+        if 1 in means and enough and learnt:
             ratios.append(means[1] / means[min(enough)])
     if not ratios:
         return _losses_title(drawn, name)

@@ -28,6 +28,7 @@ MEASURED = (
     *("emergence_end", "half_learnt", "predicted_time", "ode_distance", "time_shift", "steps", "wall_s"),
 )
 _UNFINISHED = "not finished"
+_LEARNT = 0.25  # of the share in the state with one head per task: a task with less is not learnt
 
 
 class SweepError(RuntimeError):
@@ -111,7 +112,7 @@ def _measure(run: LoadedRun) -> dict[str, Any]:
         "limit": limit,
         "limit_first_order": first_order,
         **{name: _loss(theory, name) for name in ("one_head_per_task", "single_head", "best_multi_head", "bayes")},
-        "emergence_end": None if end is None else end["flow_time"],
+        "emergence_end": end["flow_time"] if end is not None and _has_learnt(run) else None,
         "half_learnt": float(half) if np.isfinite(half) else None,
         "predicted_time": None if predicted is None or None in predicted else max(predicted),
         "ode_distance": None if distance is None else distance["loss_gap"],
@@ -119,6 +120,14 @@ def _measure(run: LoadedRun) -> dict[str, Any]:
         "steps": summary["steps"],
         "wall_s": summary["wall_s"],
     }
+
+
+def _has_learnt(run: LoadedRun) -> bool:
+    """Whether every task's share comes near that in the state with one head per task: in a run that stops while a task
+    is being learnt any share looks final."""
+    task = run.config.task()
+    excess = np.e * task.support_sizes.numpy() * task.noise_factor.numpy() / task.context_length
+    return bool((run.metrics["share"][-1] > _LEARNT / (1 + excess)).all())
 
 
 def _limit(theory: Mapping[str, Any], config: RunConfig) -> tuple[float | None, float | None]:
@@ -186,8 +195,14 @@ def sweep_table(sweep: LoadedSweep) -> str:
     varied = varied_keys(sweep.configs)
     header = ["run", *varied, "evaluated loss", "limit", "single head", "best multi-head", "Bayes", "half learnt",
               "predicted", "emergence ends", "ODE gap", "seconds", ""]  # fmt: skip
-    note = "limit: of balanced flows, at first order where known; single head, best multi-head: at leading order"
-    return f"{align([header, *(_cells(row, varied) for row in sweep.rows)])}\n\n{note}"
+    notes = [
+        "limit: of balanced flows, at first order where known; single head, best multi-head: at leading order",
+        "half learnt, predicted: flow time at which the last task is half learnt, and as its start predicts it",
+    ]
+    early = sum(row["status"] == "finished" and row["emergence_end"] is None for row in sweep.rows)
+    if early:
+        notes.append(f"{early} of {len(sweep.rows)} runs ended before every task was learnt: more steps may help")
+    return "\n".join([align([header, *(_cells(row, varied) for row in sweep.rows)]), "", *notes])
 
 
 def _cells(row: Mapping[str, Any], varied: Iterable[str]) -> list[str]:

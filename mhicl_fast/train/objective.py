@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops, spectral
@@ -66,11 +65,10 @@ class Objective:
     symmetric: bool = False
 
     def __post_init__(self) -> None:
-        if self.symmetric and (self.task.covariance is not None or not has_prompts(self.estimator)):
-            raise ValueError(
-                "symmetric needs white covariates and an estimate over prompts, got "
-                f"{'correlated ones' if self.task.covariance is not None else f'estimator={self.estimator!r}'}"
-            )
+        if self.symmetric and self.task.covariance is not None:
+            raise ValueError("symmetric=true needs white covariates, got correlated ones")
+        if self.symmetric and not has_prompts(self.estimator):
+            raise ValueError(f"symmetric=true needs an estimate over prompts, got estimator={self.estimator!r}")
 
     def native_distribution(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The distribution of prompts as the native operators take it: supports, signals, the covariance's factor, and
@@ -168,8 +166,9 @@ class _NativeLoss(torch.autograd.Function):
         return kq.new_tensor(result.loss)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        if torch.is_grad_enabled():  # create_graph: once_differentiable lets this pass, and second derivatives are 0
+            raise RuntimeError("the subspace estimator can be differentiated once; use estimator='conditional'")
         grad_kq, grad_ov = ctx.saved_tensors
         return grad_loss * grad_kq, grad_loss * grad_ov, None, None
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..tasks import MultiTaskRegression
 from .config import ConfigError, RunConfig
 from .objective import Objective
-from .parameters import Parameters, pull_back
+from .parameters import Combined, Factored, Parameters, pull_back
 
 BATCHES = 64  # K: ρ is known within 1/√(2K) even where one direction has all the noise
 MULTIPLE = 16  # chosen numbers of prompts are multiples of this, the width of the widest vectors
@@ -79,6 +79,11 @@ def gradient_noise(
     Raises ValueError for fewer than 128 prompts and for "asymptotic", which has no noise, and what `population_loss`
     raises.
     """
+    if not isinstance(parameters, (Combined, Factored)):
+        raise TypeError(
+            "parameters must be Combined or Factored (for bare matrices Combined(kq, ov)), got "
+            f"{type(parameters).__name__}"
+        )
     if n_prompts < 2 * BATCHES:
         raise ValueError(f"n_prompts must be at least {2 * BATCHES}, got {n_prompts}")
     batches = _Batches(_objective(task, estimator, seed, symmetric), parameters)
@@ -123,7 +128,8 @@ def prompts_for_error(
     if needed > MOST_PROMPTS:
         raise ValueError(
             f"a relative gradient error of {relative_error} takes more prompts per step than {MOST_PROMPTS} with "
-            f"estimator={estimator}: allow a larger error or use an estimator with less noise"
+            f"estimator={estimator}: allow a larger error, or use one with less noise: estimator=subspace and, for "
+            "starts that have the task's symmetries, symmetric=true"
         )
     return ChosenPrompts(max(1, math.ceil(needed / MULTIPLE)) * MULTIPLE, noise)
 

@@ -66,7 +66,7 @@ def _gradient_error(config: RunConfig, measured: Mapping[str, Any] | None) -> li
     if measured is None:
         return []
     start = measured["measured_at_start"]
-    error = "unresolved" if start["relative_error"] is None else f"{start['relative_error']:.3g}"
+    error = "too large to tell" if start["relative_error"] is None else f"{start['relative_error']:.3g}"
     symmetric = ", averaged over symmetries" if config.symmetric else ""
     used = f"{config.estimator}{symmetric}, {measured['n_prompts']} prompts per step"
     return [("gradient's relative error, start", f"{error} ({used})")]
