@@ -53,7 +53,7 @@ def results_table(run: LoadedRun) -> str:
             for head, tasks in shared_heads(summary["allocation"]).items()
         ),
         *_plateau(summary),
-        ("distance to the ODE", _distance(summary)),
+        ("distance to the ODE", _distance(summary, run.config.order)),
         *_gradient_error(run.config, summary["gradient_error"]),
         ("time", f"{summary['wall_s']:.1f} s, {summary['steps_per_second']:.0f} steps/s"),
         ("figures", str(run.path / "figures")),
@@ -183,10 +183,11 @@ def _allocation(heads: Sequence[int] | None) -> str:
     return ", ".join(f"task {task} → " + (f"head {head}" if head >= 0 else "–") for task, head in enumerate(heads))
 
 
-def _distance(summary: Mapping[str, Any]) -> str:
-    distance = summary["ode_distance"]
+def _distance(summary: Mapping[str, Any], order: str) -> str:
+    distance, ode = summary["ode_distance"], summary["ode"]
     if distance is None:
-        return f"does not apply ({'; '.join(summary['ode']['notes']) or 'no half emergence to align at'})"
+        reason = "; ".join(ode["notes"]) if ode[order] is None else "no half emergence to align at"
+        return f"does not apply ({reason})"
     return (
         f"{100 * distance['loss_gap']:.1f} % of the loss range, after a shift in time of "
         f"{distance['time_shift']:+.3g} ({distance['order']} order)"
