@@ -9,27 +9,32 @@ summary.json   means over the seeds, and what failed
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from ..train.config import ConfigError, RunConfig
-from ..train.folder import FolderError, compare_versions, is_complete, lock_folder, read_json, versions, write_json
-from ..train.storage import reported
+from ..train.folder import (
+    FolderError,
+    LockedFolder,
+    compare_versions,
+    is_complete,
+    lock_folder,
+    make_locked,
+    read_json,
+    versions,
+)
 from .axes import MOST_RUNS
 
 FORMAT = 1
 _FILE = "sweep.json"
 
 
-class SweepFolder:
-    """A sweep's folder, locked for this process while open. Use as a context manager."""
+class SweepFolder(LockedFolder):
+    """A sweep's folder."""
 
     def __init__(self, path: Path, configs: Sequence[RunConfig], lock: int) -> None:
-        self.path = path
+        super().__init__(path, lock)
         self.configs = list(configs)
-        self._lock = lock
 
     @classmethod
     def create(cls, path: Path, configs: Sequence[RunConfig]) -> SweepFolder:
@@ -40,23 +45,9 @@ class SweepFolder:
         """
         configs = list(configs)
         _check_runs(configs)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FolderError(f"cannot make the folder {path}: {error.strerror}") from error
-        lock = lock_folder(path)
-        try:
-            _refuse_occupied(path, configs)
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise FolderError(f"the folder {path} is not writable")
-            with reported(path):
-                for name in ("runs", "figures"):
-                    (path / name).mkdir(exist_ok=True)
-            runs = [config.to_dict() for config in configs]
-            write_json(path / _FILE, {"format": FORMAT, "versions": versions(), "runs": runs})
-        except BaseException:
-            os.close(lock)
-            raise
+        runs = [config.to_dict() for config in configs]
+        content = {"format": FORMAT, "versions": versions(), "runs": runs}
+        lock = make_locked(path, lambda: _refuse_occupied(path, configs), ("runs", "figures"), _FILE, content)
         return cls(path, configs, lock)
 
     @classmethod
@@ -73,18 +64,6 @@ class SweepFolder:
     def unfinished(self) -> list[int]:
         """The numbers of the runs that are not complete."""
         return [number for number in range(len(self.configs)) if not has_finished(run_path(self.path, number))]
-
-    def close(self) -> None:
-        """Let others have the folder."""
-        os.close(self._lock)
-
-    def __enter__(self) -> SweepFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def is_sweep(path: Path) -> bool:

@@ -16,10 +16,10 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy
@@ -36,34 +36,68 @@ class FolderError(RuntimeError):
     """A folder that cannot be used for what was asked."""
 
 
-class RunFolder:
-    """A run's folder, locked for this process while open. Use as a context manager."""
+class LockedFolder:
+    """A folder that is locked for this process while open. Use as a context manager."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        os.close(self._lock)
+
+    def __enter__(self: Folder) -> Folder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+Folder = TypeVar("Folder", bound=LockedFolder)
+
+
+def make_locked(
+    path: Path, refuse_occupied: Callable[[], None], parts: Iterable[str], file: str, content: Mapping[str, Any]
+) -> int:
+    """Make a new folder with empty `parts` and the file that says what it is; returns its lock.
+
+    FolderError where it cannot be made or written to, or `refuse_occupied` raises one; nothing is changed then.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"cannot make the folder {path}: {error.strerror}") from error
+    lock = lock_folder(path)
+    try:
+        refuse_occupied()
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise FolderError(f"the folder {path} is not writable")
+        with reported(path):
+            for name in parts:
+                (path / name).mkdir(exist_ok=True)
+        write_json(path / file, content)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+class RunFolder(LockedFolder):
+    """A run's folder."""
 
     def __init__(self, path: Path, config: RunConfig, lock: int) -> None:
-        self.path = path
+        super().__init__(path, lock)
         self.config = config
-        self._lock = lock
 
     @classmethod
     def create(cls, path: Path, config: RunConfig) -> RunFolder:
         """Make the folder of a new run. FolderError where it holds anything already; nothing is changed then."""
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FolderError(f"cannot make the folder {path}: {error.strerror}") from error
-        lock = lock_folder(path)
-        try:
-            _refuse_occupied(path, config)
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise FolderError(f"the folder {path} is not writable")
-            content = {"format": FORMAT, "versions": versions(), "config": config.to_dict()}
-            with reported(path):
-                for name in ("checkpoints", "figures"):
-                    (path / name).mkdir(exist_ok=True)
-            write_json(path / "config.json", content)
-        except BaseException:
-            os.close(lock)
-            raise
+        content = {"format": FORMAT, "versions": versions(), "config": config.to_dict()}
+        parts = ("checkpoints", "figures")
+        lock = make_locked(path, lambda: _refuse_occupied(path, config), parts, "config.json", content)
         return cls(path, config, lock)
 
     @classmethod
@@ -75,18 +109,6 @@ class RunFolder:
         for unfinished in path.rglob(".*.tmp"):  # of a process that was killed while writing
             unfinished.unlink()
         return cls(path, config, lock)
-
-    def close(self) -> None:
-        """Let others have the folder."""
-        os.close(self._lock)
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def versions() -> dict[str, str]:
