@@ -22,6 +22,20 @@ TORCH_LIBRARY(mhicl, m) {
       "prompt_attention_backward(Tensor grad_out, Tensor context, Tensor query, Tensor kq, Tensor ov,"
       " Tensor? context_lengths, Tensor moments, Tensor jacobian, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
 
+  // query (B, Hq, Lq, E), key (B, Hk, L, E), value (B, Hk, L, Ev), attn_mask (B or 1, Hq or 1, Lq or 1, L or 1), boolean
+  // or added to the logits, key_lengths (B). activation: "softmax", "linear" or "relu". -> out (B, Hq, Lq, Ev); lse
+  // (B, Hq, Lq) and weights (B, Hq, Lq, L), or empty; stats (2, B, Hq, Lq), the softmax's maxima and sums, or empty.
+  m.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? key_lengths, *, float scale,"
+      " bool is_causal, str activation, bool want_lse, bool want_weights)"
+      " -> (Tensor out, Tensor lse, Tensor weights, Tensor stats)");
+  // needs: the gradients of query, key, value, attn_mask; the others come back empty. weights may be empty unless there
+  // is grad_weights.
+  m.def(
+      "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor? grad_weights, Tensor query, Tensor key,"
+      " Tensor value, Tensor? attn_mask, Tensor? key_lengths, Tensor out, Tensor weights, Tensor stats, *, float scale,"
+      " bool is_causal, str activation, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+
   // The sampler fills context (N, L, d + I), query (N, d + I), target (N, I), or whitened covariates xi (N, L, d),
   // xi_query (N, d). The seed is 64 bits, read as signed.
   m.def(
