@@ -1,26 +1,5 @@
 // Where one prompt's context is: in place, or widened and gathered into scratch memory.
 
-MHICL_INLINE float widen(uint16_t bits, Storage storage) {
-  uint32_t wide;
-  if (storage == Storage::bfloat16) {
-    wide = uint32_t(bits) << 16;
-  } else {
-    const uint32_t exponent = bits & 0x7c00, mantissa = bits & 0x03ff;
-    if (exponent == 0) {  // zero and subnormals: mantissa · 2⁻²⁴
-      const float value = float(mantissa) * 0x1p-24f;
-      std::memcpy(&wide, &value, 4);
-    } else if (exponent == 0x7c00) {  // infinity and NaN
-      wide = 0x7f800000u | (mantissa << 13);
-    } else {  // the exponent's bias goes from 15 to 127
-      wide = ((exponent | mantissa) << 13) + (uint32_t(127 - 15) << 23);
-    }
-    wide |= uint32_t(bits & 0x8000) << 16;
-  }
-  float out;
-  std::memcpy(&out, &wide, 4);
-  return out;
-}
-
 // One prompt's context as rows of T: in place where it is stored so, otherwise copied to `stage`.
 template <class T>
 struct Rows {
@@ -39,11 +18,7 @@ Rows<T> context_rows(const PromptParams<T>& p, int64_t n, T* stage) {
   }
   for (int64_t l = 0; l < count; ++l) {
     const int64_t row = offset + l * p.position_stride;
-    for (int64_t d = 0; d < p.dim; ++d) {
-      const int64_t at = row + d * p.element_stride;
-      stage[l * p.dim + d] = p.storage == Storage::native ? static_cast<const T*>(p.context)[at]
-                                                          : T(widen(static_cast<const uint16_t*>(p.context)[at], p.storage));
-    }
+    for (int64_t d = 0; d < p.dim; ++d) stage[l * p.dim + d] = read<T>(p.context, row + d * p.element_stride, p.storage);
   }
   return {stage, p.dim, count, 0};
 }

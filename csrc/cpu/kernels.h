@@ -1,6 +1,7 @@
 // The table of CPU kernels: one for each instruction set, all compiled from the same bodies.
 #pragma once
 
+#include "../attention_params.h"
 #include "../params.h"
 #include "sampler.h"
 #include "step/step.h"
@@ -14,15 +15,23 @@
 namespace mhicl {
 
 template <class T>
-struct AttentionKernels {
-  MomentsForward<T> moments_forward;
-  MomentsBackward<T> moments_backward;
+struct MatrixKernels {
   Gemm<T> gemm;
   FmaBurst<T> fma_burst;
   int64_t lanes;
 };
 
+template <class T>
+struct PromptKernels {
+  MomentsForward<T> moments_forward;
+  MomentsBackward<T> moments_backward;
+};
+
 struct Kernels {
+  MatrixKernels<float> matrix_f32;
+  MatrixKernels<double> matrix_f64;
+  PromptKernels<float> prompts_f32;
+  PromptKernels<double> prompts_f64;
   AttentionKernels<float> attention_f32;
   AttentionKernels<double> attention_f64;
   SamplerKernels<float> sampler_f32;
@@ -34,6 +43,10 @@ struct Kernels {
   UpdateKernels<double> update_f64;
 
   template <class T>
+  const MatrixKernels<T>& matrix() const;
+  template <class T>
+  const PromptKernels<T>& prompts() const;
+  template <class T>
   const AttentionKernels<T>& attention() const;
   template <class T>
   const SamplerKernels<T>& sampler() const;
@@ -42,6 +55,24 @@ struct Kernels {
   template <class T>
   const UpdateKernels<T>& update() const;
 };
+
+template <>
+inline const MatrixKernels<float>& Kernels::matrix<float>() const {
+  return matrix_f32;
+}
+template <>
+inline const MatrixKernels<double>& Kernels::matrix<double>() const {
+  return matrix_f64;
+}
+
+template <>
+inline const PromptKernels<float>& Kernels::prompts<float>() const {
+  return prompts_f32;
+}
+template <>
+inline const PromptKernels<double>& Kernels::prompts<double>() const {
+  return prompts_f64;
+}
 
 template <>
 inline const AttentionKernels<float>& Kernels::attention<float>() const {

@@ -12,11 +12,31 @@ namespace {
 
 #include "workspace.inl"
 
+#include "storage.inl"
+
 #include "context.inl"
 
 #include "scores.inl"
 
 #include "prompt_moments.inl"
+
+#include "transpose.inl"
+
+#include "attention/rows.inl"
+
+#include "attention/sight.inl"
+
+#include "attention/products.inl"
+
+#include "attention/weights.inl"
+
+#include "attention/nonfinite.inl"
+
+#include "attention/logits.inl"
+
+#include "attention/forward.inl"
+
+#include "attention/backward.inl"
 
 #include "roofs.inl"
 
@@ -43,8 +63,18 @@ namespace {
 #include "training/updates.inl"
 
 template <class T>
+constexpr MatrixKernels<T> matrix_kernels() {
+  return {gemm<T>, fma_burst<T>, kLanes<T>};
+}
+
+template <class T>
+constexpr PromptKernels<T> prompt_kernels() {
+  return {moments_forward<T>, moments_backward<T>};
+}
+
+template <class T>
 constexpr AttentionKernels<T> attention_kernels() {
-  return {moments_forward<T>, moments_backward<T>, gemm<T>, fma_burst<T>, kLanes<T>};
+  return {row_blocks<T>, key_blocks<T>, attention_forward<T>, attention_backward<T>};
 }
 
 template <class T>
@@ -64,6 +94,10 @@ constexpr UpdateKernels<T> update_kernels() {
 
 extern const Kernels table;
 const Kernels table = {
+    matrix_kernels<float>(),
+    matrix_kernels<double>(),
+    prompt_kernels<float>(),
+    prompt_kernels<double>(),
     attention_kernels<float>(),
     attention_kernels<double>(),
     sampler_kernels<float>(),

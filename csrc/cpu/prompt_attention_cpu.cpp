@@ -23,7 +23,7 @@ struct Sizes {
 template <class T>
 void contract(const Sizes& s, const T* moments, const T* weights, int64_t begin, int64_t end, T* out) {
   for (int64_t m = 0; m < s.models; ++m) {
-    kernels().attention<T>().gemm({.rows = end - begin, .cols = s.outputs, .depth = s.model_row(),
+    kernels().matrix<T>().gemm({.rows = end - begin, .cols = s.outputs, .depth = s.model_row(),
                                    .a = moments + begin * s.row() + m * s.model_row(), .a_stride = s.row(),
                                    .unit_rows = false, .b = weights + m * s.model_row() * s.outputs,
                                    .b_stride = s.outputs, .c = out + (m * s.n + begin) * s.outputs,
@@ -38,7 +38,7 @@ at::Tensor contract_backward(const Sizes& s, const at::Tensor& grad_out, const a
   at::Tensor grad = at::empty({s.n, s.models * s.heads, s.dim}, grad_out.options());
   for_slices(Slices(s.n), [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t m = 0; m < s.models; ++m) {
-      kernels().attention<T>().gemm(
+      kernels().matrix<T>().gemm(
           {.rows = end - begin, .cols = s.model_row(), .depth = s.outputs,
            .a = grad_out.const_data_ptr<T>() + (m * s.n + begin) * s.outputs, .a_stride = s.outputs,
            .unit_rows = false, .b = weights.const_data_ptr<T>() + m * s.outputs * s.model_row(),
@@ -56,7 +56,7 @@ at::Tensor ov_backward(const Sizes& s, const at::Tensor& grad_out, const at::Ten
   at::Tensor partial = partial_sums(slices, {s.models, s.outputs, s.heads, s.dim}, moments.options());
   for_slices(slices, [&](int64_t slice, int64_t begin, int64_t end) {
     for (int64_t m = 0; m < s.models; ++m) {
-      kernels().attention<T>().gemm(
+      kernels().matrix<T>().gemm(
           {.rows = s.outputs, .cols = s.model_row(), .depth = end - begin,
            .a = grad_out.const_data_ptr<T>() + (m * s.n + begin) * s.outputs, .a_stride = s.outputs,
            .unit_rows = true, .b = moments.const_data_ptr<T>() + begin * s.row() + m * s.model_row(),
@@ -73,7 +73,7 @@ template <class T>
 void contract_jacobian(const Sizes& s, const T* grad_out, const T* jacobian, int64_t first, int64_t count, T* out) {
   for (int64_t n = first; n < first + count; ++n) {
     for (int64_t m = 0; m < s.models; ++m) {
-      kernels().attention<T>().gemm({.rows = 1, .cols = s.model_row(), .depth = s.outputs,
+      kernels().matrix<T>().gemm({.rows = 1, .cols = s.model_row(), .depth = s.outputs,
                                      .a = grad_out + (m * s.n + n) * s.outputs, .a_stride = s.outputs,
                                      .unit_rows = false, .b = jacobian + n * s.outputs * s.row() + m * s.model_row(),
                                      .b_stride = s.row(), .c = out + (n - first) * s.row() + m * s.model_row(),
@@ -102,13 +102,13 @@ MomentsGradient jacobian_backward(const Sizes& s, const at::Tensor& grad_out, co
       const int64_t count = std::min(chunk, end - first);
       contract_jacobian(s, grads, jacobians, first, count, projected.data());
       if (needs_kq) {
-        kernels().attention<T>().gemm({.rows = s.dim, .cols = s.row(), .depth = count, .a = queries + first * s.dim,
+        kernels().matrix<T>().gemm({.rows = s.dim, .cols = s.row(), .depth = count, .a = queries + first * s.dim,
                                        .a_stride = s.dim, .unit_rows = true, .b = projected.data(), .b_stride = s.row(),
                                        .c = grad_kq + slice * s.dim * s.row(), .c_stride = s.row(),
                                        .accumulate = first > begin});
       }
       if (needs_query) {
-        kernels().attention<T>().gemm({.rows = count, .cols = s.dim, .depth = s.row(), .a = projected.data(),
+        kernels().matrix<T>().gemm({.rows = count, .cols = s.dim, .depth = s.row(), .a = projected.data(),
                                        .a_stride = s.row(), .unit_rows = false, .b = weights, .b_stride = s.dim,
                                        .c = grad_query + first * s.dim, .c_stride = s.dim, .accumulate = false});
       }

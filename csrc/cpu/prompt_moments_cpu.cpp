@@ -8,16 +8,6 @@
 namespace mhicl {
 namespace {
 
-Storage storage_of(const at::Tensor& context) {
-  switch (context.scalar_type()) {
-    case at::kFloat:
-    case at::kDouble: return Storage::native;
-    case at::kBFloat16: return Storage::bfloat16;
-    case at::kHalf: return Storage::float16;
-    default: TORCH_CHECK_TYPE(false, "context must be a floating-point tensor, got ", context.scalar_type());
-  }
-}
-
 // PromptParams and the tensors that its pointers point into.
 template <class T>
 struct Prompts {
@@ -30,9 +20,9 @@ struct Prompts {
       : query(query_.contiguous()) {
     if (lengths_) {
       lengths = lengths_->contiguous();
-      check_lengths(context.size(1));
+      check_lengths("context_lengths", *lengths, context.size(1));
     }
-    const int64_t heads = kq.size(0), lanes = kernels().attention<T>().lanes;
+    const int64_t heads = kq.size(0), lanes = kernels().matrix<T>().lanes;
     int64_t width = 1;
     while (width < heads && width < lanes) width *= 2;
     params = {.n_prompts = context.size(0),
@@ -51,14 +41,6 @@ struct Prompts {
               .packed_kq = nullptr};
     packed_kq = pack(kq).permute({0, 3, 2, 1}).contiguous();
     params.packed_kq = packed_kq.const_data_ptr<T>();
-  }
-
-  void check_lengths(int64_t most) const {
-    const int64_t* value = lengths->template const_data_ptr<int64_t>();
-    for (int64_t n = 0; n < lengths->numel(); ++n) {
-      TORCH_CHECK_VALUE(0 <= value[n] && value[n] <= most, "context_lengths must lie in [0, ", most, "], got ", value[n],
-                        " for prompt ", n);
-    }
   }
 
   // (H, …) as (blocks, width, …), zeros where there is no head.
@@ -97,7 +79,7 @@ Moments moments_cpu(const at::Tensor& context, const at::Tensor& query, const at
       .overlaps = want_overlaps ? out.overlaps.mutable_data_ptr<T>() : nullptr,
       .jacobian = directions ? out.jacobian.mutable_data_ptr<T>() : nullptr};
   for_slices(Slices(p.n_prompts), [&](int64_t, int64_t begin, int64_t end) {
-    kernels().attention<T>().moments_forward(params, begin, end);
+    kernels().prompts<T>().moments_forward(params, begin, end);
     if (after) after(out.moments, begin, end);
   });
   return out;
@@ -132,7 +114,7 @@ MomentsGradient moments_backward_cpu(const at::Tensor& grad_moments, const std::
       .grad_query = needs_query ? out.query.mutable_data_ptr<T>() : nullptr};
   for_slices(slices, [&](int64_t slice, int64_t begin, int64_t end) {
     T* grad_kq = needs_kq ? partial.mutable_data_ptr<T>() + slice * p.heads * p.dim * p.dim : nullptr;
-    kernels().attention<T>().moments_backward(params, begin, end, grad_kq);
+    kernels().prompts<T>().moments_backward(params, begin, end, grad_kq);
   });
   if (needs_kq) out.kq = sum_slices<T>(partial).permute({1, 2, 0}).contiguous();
   return out;

@@ -6,10 +6,9 @@
 
 #include <ATen/ATen.h>
 
-namespace mhicl {
+#include "storage.h"
 
-// The type that tensors of `dtype` are computed in.
-inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+namespace mhicl {
 
 struct Moments {
   at::Tensor moments;   // (N, H, D)

@@ -47,7 +47,7 @@ at::Tensor sum_slices(const at::Tensor& partial) {
   at::Tensor total = at::empty(partial.sizes().slice(1), partial.options());
   const int64_t size = total.numel(), piece = 4096;
   parallel_for((size + piece - 1) / piece, [&](int64_t i) {
-    kernels().attention<T>().gemm({.rows = 1, .cols = std::min(piece, size - i * piece), .depth = partial.size(0),
+    kernels().matrix<T>().gemm({.rows = 1, .cols = std::min(piece, size - i * piece), .depth = partial.size(0),
                                    .a = ones.const_data_ptr<T>(), .a_stride = 1, .unit_rows = true,
                                    .b = partial.const_data_ptr<T>() + i * piece, .b_stride = size,
                                    .c = total.mutable_data_ptr<T>() + i * piece, .c_stride = size,

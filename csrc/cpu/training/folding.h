@@ -84,7 +84,7 @@ class Folding {
  private:
   // out (rows, d) = a (rows, d) · b (d, d).
   void multiply(int64_t rows, const T* a, int64_t a_stride, const T* b, T* out) const {
-    kernels().attention<T>().gemm({.rows = rows, .cols = d_, .depth = d_, .a = a, .a_stride = a_stride,
+    kernels().matrix<T>().gemm({.rows = rows, .cols = d_, .depth = d_, .a = a, .a_stride = a_stride,
                                    .unit_rows = false, .b = b, .b_stride = d_, .c = out, .c_stride = d_,
                                    .accumulate = false});
   }

@@ -77,7 +77,7 @@ class Parameters {
   // out (rows, cols) = A (rows, depth) · b (depth, cols); unit_rows: `a` holds Aᵀ.
   static void multiply(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t a_stride, bool unit_rows, const T* b,
                        T* out) {
-    kernels().attention<T>().gemm({.rows = rows, .cols = cols, .depth = depth, .a = a, .a_stride = a_stride,
+    kernels().matrix<T>().gemm({.rows = rows, .cols = cols, .depth = depth, .a = a, .a_stride = a_stride,
                                    .unit_rows = unit_rows, .b = b, .b_stride = cols, .c = out, .c_stride = cols,
                                    .accumulate = false});
   }

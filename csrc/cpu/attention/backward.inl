@@ -1,0 +1,194 @@
+// General attention, backward, with weights w computed again from the logits s = scale · q kᵀ:
+//   ∂v_l = Σ_r w_rl ∂o_r,  ∂w_rl = ∂o_r · v_l,  ∂s from ∂w (weights.inl),  ∂q_r = scale Σ_l ∂s_rl k_l,
+//   ∂k_l = Σ_r ∂s_rl (scale q_r).
+
+template <class T>
+class AttentionBackward {
+ public:
+  explicit AttentionBackward(const AttentionBackwardParams<T>& params)
+      : o_(params),
+        p_(params.attention),
+        wants_logits_(params.grad_query != nullptr || params.grad_key != nullptr || params.grad_logits != nullptr),
+        keys_staged_(!KeyReader<T>::in_place(p_, p_.key)),
+        values_staged_(!KeyReader<T>::in_place(p_, p_.value)),
+        workspace_(size()),
+        logits_(p_, workspace_),
+        keys_(p_, p_.key, p_.dim, keys_staged_ ? workspace_.take(key_table(p_.dim)) : nullptr,
+              Logits<T>::hides(p_) ? workspace_.take(key_table(p_.dim)) : nullptr),
+        values_(p_, p_.value, p_.value_dim, values_staged_ ? workspace_.take(key_table(p_.value_dim)) : nullptr) {
+    const int64_t dim = padded_to_vectors<T>(p_.dim), value_dim = padded_to_vectors<T>(p_.value_dim);
+    weights_ = workspace_.take(Logits<T>::key_block(p_) * kRows);
+    gradients_ = workspace_.take(Logits<T>::key_block(p_) * kRows);
+    grad_out_rows_ = workspace_.take(kRows * value_dim);
+    grad_out_columns_ = workspace_.take(value_dim * kRows);
+    out_row_ = workspace_.take(value_dim);
+    query_sums_ = workspace_.take(dim * kRows);
+    query_rows_ = workspace_.take(dim * kRows);
+    if (p_.storage != Storage::native) {
+      key_sums_ = workspace_.take(p_.keys * p_.dim);
+      value_sums_ = workspace_.take(p_.keys * p_.value_dim);
+    }
+  }
+
+  void run(const AttentionRange& range) {
+    for (int64_t i = range.first_problem; i < range.last_problem; ++i) {
+      const Problem<T> problem(p_, i);
+      const bool key_by_key = keys_.start(problem);
+      locate_sums(problem);
+      const int64_t first_key = range.first_keys * kKeyBlock;
+      const int64_t last_key = std::min(p_.keys, range.last_keys * kKeyBlock);
+      for (int64_t b = range.first_rows; b < range.last_rows; ++b) {
+        const RowBlock block = row_block(p_, b);
+        logits_.start(problem, block, key_by_key);
+        start(problem, block);
+        const int64_t seen = std::min(last_key, logits_.keys());
+        for (int64_t first = first_key; first < seen; first += kKeyBlock) {
+          differentiate(problem, block, first, std::min(kKeyBlock, seen - first), b == range.first_rows);
+        }
+        if (b == range.first_rows) zero_sums(std::max(seen, first_key), last_key);
+        if (o_.grad_query != nullptr) write_query(problem, block);
+      }
+      if (p_.storage != Storage::native) write_sums(problem, first_key, last_key);
+    }
+  }
+
+ private:
+  static constexpr int64_t kRows = kBlockVectors * kLanes<T>;
+
+  int64_t key_table(int64_t columns) const { return Logits<T>::key_block(p_) * padded_to_vectors<T>(columns); }
+
+  int64_t size() const {
+    const auto padded = Workspace<T>::padded;
+    const int64_t dim = padded_to_vectors<T>(p_.dim), value_dim = padded_to_vectors<T>(p_.value_dim);
+    return Logits<T>::size(p_) + (int(keys_staged_) + int(Logits<T>::hides(p_))) * padded(key_table(p_.dim)) +
+           (values_staged_ ? padded(key_table(p_.value_dim)) : 0) + 2 * padded(Logits<T>::key_block(p_) * kRows) +
+           2 * padded(kRows * value_dim) + padded(value_dim) + 2 * padded(dim * kRows) +
+           (p_.storage != Storage::native ? padded(p_.keys * p_.dim) + padded(p_.keys * p_.value_dim) : 0);
+  }
+
+  // Sums go where they belong, or to scratch memory if that is narrower than they are.
+  void locate_sums(const Problem<T>& problem) {
+    if (p_.storage != Storage::native) return;
+    const int64_t first = problem.index * p_.keys;
+    if (o_.grad_key != nullptr) key_sums_ = static_cast<T*>(o_.grad_key) + first * p_.dim;
+    if (o_.grad_value != nullptr) value_sums_ = static_cast<T*>(o_.grad_value) + first * p_.value_dim;
+  }
+
+  void start(const Problem<T>& problem, const RowBlock& block) {
+    const int64_t stride = padded_to_vectors<T>(p_.value_dim), row = problem.first_row(p_) + block.first;
+    gather_rows(p_, problem, block, o_.grad_out, p_.value_dim, T(1), grad_out_rows_);
+    std::fill_n(shift_, kRows, T(0));
+    std::fill_n(inverse_, kRows, T(0));
+    std::fill_n(mean_, kRows, T(0));
+    if (p_.activation == Activation::softmax) {
+      for (int64_t r = 0; r < block.count; ++r) start_row(row + r, r, grad_out_rows_ + r * stride);
+    }
+    transpose(grad_out_rows_, stride, block.width, p_.value_dim, grad_out_columns_, block.width);
+    if (logits_.keys() == 0) std::fill_n(query_sums_, p_.dim * block.width, T(0));
+  }
+
+  // The softmax's constants of a row, and Σ_l w_l ∂w_l. A row that sees nothing is as if it did not exist.
+  void start_row(int64_t row, int64_t r, T* grad_out) {
+    const int64_t n = padded_to_vectors<T>(p_.value_dim);
+    if (o_.sums[row] == T(0)) {
+      std::fill_n(grad_out, n, T(0));
+      logits_.forget_row(r);
+      return;
+    }
+    shift_[r] = o_.maxima[row];
+    inverse_[r] = T(1) / o_.sums[row];
+    copy_row(o_.out, row * p_.value_dim, 1, p_.value_dim, p_.storage, T(1), out_row_);
+    Vec<T> products{};
+    for (int64_t e = 0; e < n; e += kLanes<T>) products = fma<T>(load(grad_out + e), load(out_row_ + e), products);
+    mean_[r] = sum_by_head<T>(products, 1)[0] + (o_.offset == nullptr ? T(0) : o_.offset[row]);
+  }
+
+  void differentiate(const Problem<T>& problem, const RowBlock& block, int64_t first, int64_t count, bool fresh) {
+    const Sight<T> sight = logits_(keys_.rows(problem, first, count), first, count, weights_);
+    for (int v = 0; v < sight.vectors; ++v) activate(block, sight, v);
+    if (o_.grad_value != nullptr) {
+      sums_over_rows(sight, block, weights_, grad_out_rows_, p_.value_dim, !fresh,
+                     value_sums_ + first * p_.value_dim, p_.value_dim);
+    }
+    if (!wants_logits_) return;
+    keys_by_rows(sight, values_(problem, first, count), p_.value_dim, grad_out_columns_, gradients_);
+    if (o_.grad_weights.data != nullptr) add_grad_weights(problem, block, sight);
+    for (int v = 0; v < sight.vectors; ++v) {
+      const int64_t lane = v * kLanes<T>;
+      logit_gradients(p_.activation, weights_ + lane, gradients_ + lane, block.width, sight.seen[v], mean_ + lane);
+    }
+    hide<T, false>(gradients_, sight, T(0));
+    if (o_.grad_logits != nullptr) {
+      const int64_t row = problem.first_row(p_) + block.first;
+      write_table(block, sight, gradients_, o_.grad_logits, row * p_.keys + first, p_.keys, Storage::native);
+    }
+    if (o_.grad_key != nullptr) {
+      sums_over_rows(sight, block, gradients_, logits_.query_rows, p_.dim, !fresh, key_sums_ + first * p_.dim, p_.dim);
+    }
+    if (o_.grad_query != nullptr) keys_.add(problem, sight, gradients_, first > 0, query_sums_);
+  }
+
+  void activate(const RowBlock& block, const Sight<T>& sight, int v) {
+    const int64_t lane = v * kLanes<T>;
+    if (p_.activation == Activation::softmax) {
+      probabilities(weights_ + lane, block.width, sight.seen[v], shift_ + lane, inverse_ + lane);
+    } else if (p_.activation == Activation::relu) {
+      rectify(weights_ + lane, block.width, sight.seen[v]);
+    }
+  }
+
+  void add_grad_weights(const Problem<T>& problem, const RowBlock& block, const Sight<T>& sight) {
+    const Operand<const void*>& from = o_.grad_weights;
+    const int64_t base = problem.batch * from.batch + problem.head * p_.group * from.head;
+    for_rows(p_, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
+      const int64_t row = base + g * from.head + i * from.row + sight.first * from.column;
+      for (int64_t l = 0; l < sight.seen[r / kLanes<T>]; ++l) {
+        gradients_[l * block.width + r] += read<T>(from.data, row + l * from.column, p_.storage);
+      }
+    });
+  }
+
+  // Keys that the first block does not see have no sum yet for the other blocks to add to.
+  void zero_sums(int64_t first, int64_t last) {
+    if (o_.grad_key != nullptr) std::fill(key_sums_ + first * p_.dim, key_sums_ + last * p_.dim, T(0));
+    if (o_.grad_value != nullptr) {
+      std::fill(value_sums_ + first * p_.value_dim, value_sums_ + last * p_.value_dim, T(0));
+    }
+  }
+
+  void write_query(const Problem<T>& problem, const RowBlock& block) {
+    const int64_t stride = padded_to_vectors<T>(p_.dim), row = problem.first_row(p_) + block.first;
+    transpose(query_sums_, block.width, stride, block.count, query_rows_, stride);
+    for (int64_t r = 0; r < block.count; ++r) {
+      write_row(query_rows_ + r * stride, p_.dim, p_.scale, o_.grad_query, (row + r) * p_.dim, p_.storage);
+    }
+  }
+
+  void write_sums(const Problem<T>& problem, int64_t first, int64_t last) const {
+    const auto write_all = [&](const T* sums, int64_t columns, void* out) {
+      if (out == nullptr) return;
+      const int64_t base = problem.index * p_.keys * columns;
+      for (int64_t i = first * columns; i < last * columns; ++i) write<T>(out, base + i, sums[i], p_.storage);
+    };
+    write_all(key_sums_, p_.dim, o_.grad_key);
+    write_all(value_sums_, p_.value_dim, o_.grad_value);
+  }
+
+  const AttentionBackwardParams<T>& o_;
+  const AttentionParams<T>& p_;
+  const bool wants_logits_, keys_staged_, values_staged_;
+  Workspace<T> workspace_;
+  Logits<T> logits_;
+  KeySums<T> keys_;
+  KeyReader<T> values_;
+  T *weights_, *gradients_;
+  T *grad_out_rows_, *grad_out_columns_, *out_row_;
+  T *query_sums_, *query_rows_;
+  T *key_sums_ = nullptr, *value_sums_ = nullptr;
+  alignas(64) T shift_[kRows], inverse_[kRows], mean_[kRows];
+};
+
+template <class T>
+void attention_backward(const AttentionBackwardParams<T>& params, const AttentionRange& range) {
+  AttentionBackward<T>(params).run(range);
+}

@@ -1,0 +1,128 @@
+// General attention, forward: for each block of rows, logits, exponentials and sums over values, a block of keys at a
+// time, with the maximum over the keys so far.
+
+template <class T>
+class AttentionForward {
+ public:
+  explicit AttentionForward(const AttentionForwardParams<T>& params)
+      : o_(params),
+        p_(params.attention),
+        keys_staged_(!KeyReader<T>::in_place(p_, p_.key)),
+        values_staged_(!KeyReader<T>::in_place(p_, p_.value)),
+        workspace_(size()),
+        logits_(p_, workspace_),
+        keys_(p_, p_.key, p_.dim, keys_staged_ ? workspace_.take(key_table(p_.dim)) : nullptr),
+        values_(p_, p_.value, p_.value_dim, values_staged_ ? workspace_.take(key_table(p_.value_dim)) : nullptr,
+                Logits<T>::hides(p_) ? workspace_.take(key_table(p_.value_dim)) : nullptr) {
+    table_ = workspace_.take(Logits<T>::key_block(p_) * kRows);
+    sums_ = workspace_.take(padded_to_vectors<T>(p_.value_dim) * kRows);
+    out_rows_ = workspace_.take(padded_to_vectors<T>(p_.value_dim) * kRows);
+  }
+
+  void run(const AttentionRange& range) {
+    for (int64_t i = range.first_problem; i < range.last_problem; ++i) {
+      const Problem<T> problem(p_, i);
+      const bool key_by_key = values_.start(problem);
+      for (int64_t b = range.first_rows; b < range.last_rows; ++b) {
+        const RowBlock block = row_block(p_, b);
+        logits_.start(problem, block, key_by_key);
+        attend(problem, block);
+        finish(problem, block);
+        if (o_.weights != nullptr) write_weights(problem, block);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kRows = kBlockVectors * kLanes<T>;
+
+  int64_t key_table(int64_t columns) const { return Logits<T>::key_block(p_) * padded_to_vectors<T>(columns); }
+
+  int64_t size() const {
+    const auto padded = Workspace<T>::padded;
+    const int64_t value_table = padded(key_table(p_.value_dim));
+    return Logits<T>::size(p_) + (keys_staged_ ? padded(key_table(p_.dim)) : 0) +
+           (int(values_staged_) + int(Logits<T>::hides(p_))) * value_table + padded(Logits<T>::key_block(p_) * kRows) +
+           2 * padded(padded_to_vectors<T>(p_.value_dim) * kRows);
+  }
+
+  void attend(const Problem<T>& problem, const RowBlock& block) {
+    const int64_t keys = logits_.keys();
+    if (keys == 0) {
+      std::fill_n(maxima_, kRows, -std::numeric_limits<T>::infinity());
+      std::fill_n(totals_, kRows, T(0));
+      std::fill_n(sums_, p_.value_dim * block.width, T(0));
+    }
+    for (int64_t first = 0; first < keys; first += kKeyBlock) {
+      const int64_t count = std::min(kKeyBlock, keys - first);
+      const Sight<T> sight = logits_(keys_(problem, first, count), first, count, table_);
+      for (int v = 0; v < sight.vectors; ++v) activate(block, sight, v);
+      values_.add(problem, sight, table_, first > 0, sums_);
+    }
+  }
+
+  void activate(const RowBlock& block, const Sight<T>& sight, int v) {
+    const int64_t lane = v * kLanes<T>;
+    if (p_.activation == Activation::softmax) {
+      exponentials(table_ + lane, block.width, sight.seen[v], sight.first == 0, maxima_ + lane, totals_ + lane,
+                   sums_ + lane, p_.value_dim);
+    } else if (p_.activation == Activation::relu) {
+      rectify(table_ + lane, block.width, sight.seen[v]);
+    }
+  }
+
+  void finish(const Problem<T>& problem, const RowBlock& block) {
+    const bool softmax = p_.activation == Activation::softmax;
+    const int64_t stride = padded_to_vectors<T>(p_.value_dim), row = problem.first_row(p_) + block.first;
+    transpose(sums_, block.width, stride, block.count, out_rows_, stride);
+    for (int64_t r = 0; r < block.count; ++r) {
+      const T factor = !softmax ? T(1) : totals_[r] == T(0) ? T(0) : T(1) / totals_[r];
+      write_row(out_rows_ + r * stride, p_.value_dim, factor, o_.out, (row + r) * p_.value_dim, p_.storage);
+      if (softmax && o_.maxima != nullptr) {
+        o_.maxima[row + r] = maxima_[r];
+        o_.sums[row + r] = totals_[r];
+      }
+      if (softmax && o_.lse != nullptr) o_.lse[row + r] = maxima_[r] + std::log(totals_[r]);
+    }
+  }
+
+  // Another pass over the keys, now that the maxima and totals are known.
+  void write_weights(const Problem<T>& problem, const RowBlock& block) {
+    const int64_t keys = logits_.keys(), row = problem.first_row(p_) + block.first;
+    for (int64_t r = 0; r < block.width; ++r) {
+      if (maxima_[r] == -std::numeric_limits<T>::infinity()) maxima_[r] = T(0);
+      totals_[r] = totals_[r] == T(0) ? T(0) : T(1) / totals_[r];
+    }
+    for (int64_t first = 0; first < keys; first += kKeyBlock) {
+      const int64_t count = std::min(kKeyBlock, keys - first);
+      const Sight<T> sight = logits_(keys_(problem, first, count), first, count, table_);
+      for (int v = 0; v < sight.vectors; ++v) {
+        T* column = table_ + v * kLanes<T>;
+        if (p_.activation == Activation::softmax) {
+          probabilities(column, block.width, sight.seen[v], maxima_ + v * kLanes<T>, totals_ + v * kLanes<T>);
+        } else if (p_.activation == Activation::relu) {
+          rectify(column, block.width, sight.seen[v]);
+        }
+      }
+      write_table(block, sight, table_, o_.weights, row * p_.keys + first, p_.keys, p_.storage);
+    }
+    for (int64_t r = 0; r < block.count; ++r) {
+      for (int64_t l = keys; l < p_.keys; ++l) write<T>(o_.weights, (row + r) * p_.keys + l, T(0), p_.storage);
+    }
+  }
+
+  const AttentionForwardParams<T>& o_;
+  const AttentionParams<T>& p_;
+  const bool keys_staged_, values_staged_;
+  Workspace<T> workspace_;
+  Logits<T> logits_;
+  KeyReader<T> keys_;
+  KeySums<T> values_;
+  T *table_, *sums_, *out_rows_;
+  alignas(64) T maxima_[kRows], totals_[kRows];
+};
+
+template <class T>
+void attention_forward(const AttentionForwardParams<T>& params, const AttentionRange& range) {
+  AttentionForward<T>(params).run(range);
+}

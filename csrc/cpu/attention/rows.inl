@@ -1,0 +1,150 @@
+// The rows of a problem, worked on in blocks of a few vectors: a row is a lane. So queries are the columns of small
+// matrices (dim × rows), and tables of logits and weights (keys × rows) reduce over keys without crossing lanes.
+
+inline constexpr int kBlockVectors = kTileCols;
+
+// Keys whose logits are in cache together.
+inline constexpr int64_t kKeyBlock = 256;
+
+template <class T>
+constexpr int64_t whole_vectors(int64_t n) {
+  return (n + kLanes<T> - 1) / kLanes<T>;
+}
+template <class T>
+constexpr int64_t padded_to_vectors(int64_t n) {
+  return whole_vectors<T>(n) * kLanes<T>;
+}
+
+struct RowBlock {
+  int64_t first, count;  // rows of the problem
+  int64_t width;         // lanes of its vectors
+};
+
+template <class T>
+int64_t row_blocks(const AttentionParams<T>& p) {
+  return (whole_vectors<T>(p.group * p.rows) + kBlockVectors - 1) / kBlockVectors;
+}
+
+template <class T>
+int64_t key_blocks(const AttentionParams<T>& p) {
+  return (p.keys + kKeyBlock - 1) / kKeyBlock;
+}
+
+// Vectors are spread evenly over the blocks.
+template <class T>
+RowBlock row_block(const AttentionParams<T>& p, int64_t index) {
+  const int64_t rows = p.group * p.rows, vectors = whole_vectors<T>(rows), blocks = row_blocks(p);
+  const int64_t first = vectors * index / blocks * kLanes<T>, last = vectors * (index + 1) / blocks * kLanes<T>;
+  return {first, std::min(last, rows) - first, last - first};
+}
+
+// One key head of one batch entry, with the rows that look at it.
+template <class T>
+struct Problem {
+  int64_t index, batch, head;
+  int64_t keys;  // that are valid
+
+  Problem(const AttentionParams<T>& p, int64_t index)
+      : index(index),
+        batch(index / p.key_heads),
+        head(index % p.key_heads),
+        keys(p.key_lengths == nullptr ? p.keys : p.key_lengths[batch]) {}
+
+  // The first of a problem's rows in what has (B, Hq, Lq, …) contiguous.
+  int64_t first_row(const AttentionParams<T>& p) const { return index * p.group * p.rows; }
+};
+
+// Calls visit(r, g, i) for each row r of a block: row i of head g of the group.
+template <class T, class Visit>
+MHICL_INLINE void for_rows(const AttentionParams<T>& p, const RowBlock& block, const Visit& visit) {
+  int64_t g = block.first / p.rows, i = block.first % p.rows;
+  for (int64_t r = 0; r < block.count; ++r) {
+    visit(r, g, i);
+    if (++i == p.rows) {
+      i = 0;
+      ++g;
+    }
+  }
+}
+
+// n elements of stored data times a factor, filled up with zeros to whole vectors.
+template <class T>
+MHICL_INLINE void copy_row(const void* data, int64_t at, int64_t step, int64_t n, Storage storage, T factor, T* out) {
+  constexpr int W = kLanes<T>;
+  if (storage == Storage::native && step == 1) {
+    const T* in = static_cast<const T*>(data) + at;
+    const Vec<T> times = broadcast<T>(factor);
+    int64_t e = 0;
+    for (; e + W <= n; e += W) store(out + e, load(in + e) * times);
+    if (e < n) store(out + e, load(in + e, Head<T>(n - e)) * times);
+    return;
+  }
+  for (int64_t e = 0; e < n; ++e) out[e] = factor * read<T>(data, at + e * step, storage);
+  for (int64_t e = n; e < padded_to_vectors<T>(n); ++e) out[e] = T(0);
+}
+
+template <class T>
+MHICL_INLINE void write_row(const T* row, int64_t n, T factor, void* data, int64_t at, Storage storage) {
+  constexpr int W = kLanes<T>;
+  if (storage == Storage::native) {
+    T* out = static_cast<T*>(data) + at;
+    const Vec<T> times = broadcast<T>(factor);
+    int64_t e = 0;
+    for (; e + W <= n; e += W) store(out + e, load(row + e) * times);
+    if (e < n) store(out + e, load(row + e) * times, Head<T>(n - e));
+    return;
+  }
+  for (int64_t e = 0; e < n; ++e) write<T>(data, at + e, factor * row[e], storage);
+}
+
+// A block's rows of (batch, heads, rows, columns) as (width × padded columns), zeros where there is no row.
+template <class T>
+void gather_rows(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block,
+                 const Operand<const void*>& from, int64_t columns, T factor, T* out) {
+  const int64_t stride = padded_to_vectors<T>(columns);
+  const int64_t base = problem.batch * from.batch + problem.head * p.group * from.head;
+  for_rows(p, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
+    copy_row(from.data, base + g * from.head + i * from.row, from.column, columns, p.storage, factor, out + r * stride);
+  });
+  std::memset(out + block.count * stride, 0, size_t((block.width - block.count) * stride) * sizeof(T));
+}
+
+// What a problem's keys or values hold: in place where they are rows of T, otherwise copied for one block of keys.
+template <class T>
+struct KeyRows {
+  const T* data;
+  int64_t stride;
+};
+
+template <class T>
+class KeyReader {
+ public:
+  KeyReader(const AttentionParams<T>& p, const Operand<const void*>& from, int64_t columns, T* stage)
+      : from_(from), columns_(columns), storage_(p.storage), stage_(stage) {}
+
+  static bool in_place(const AttentionParams<T>& p, const Operand<const void*>& from) {
+    return p.storage == Storage::native && from.column == 1;
+  }
+
+  KeyRows<T> operator()(const Problem<T>& problem, int64_t first, int64_t count) {
+    const int64_t base = problem.batch * from_.batch + problem.head * from_.head;
+    if (stage_ == nullptr) return {static_cast<const T*>(from_.data) + base + first * from_.row, from_.row};
+    const int64_t stride = padded_to_vectors<T>(columns_);
+    if (problem.index != staged_problem_ || first != staged_first_ || count > staged_count_) {
+      for (int64_t l = 0; l < count; ++l) {
+        copy_row(from_.data, base + (first + l) * from_.row, from_.column, columns_, storage_, T(1), stage_ + l * stride);
+      }
+      staged_problem_ = problem.index;
+      staged_first_ = first;
+      staged_count_ = count;
+    }
+    return {stage_, stride};
+  }
+
+ private:
+  const Operand<const void*>& from_;
+  const int64_t columns_;
+  const Storage storage_;
+  T* const stage_;
+  int64_t staged_problem_ = -1, staged_first_ = -1, staged_count_ = 0;
+};

@@ -1,0 +1,119 @@
+// Which keys the rows of a block see, and what is added to their logits.
+
+// Causal rule: the lanes' positions, and by vector of rows how many keys all of its rows see, and any of them.
+template <class T>
+struct CausalLimits {
+  VecBits<T> position[kBlockVectors];
+  int64_t all[kBlockVectors], any[kBlockVectors];  // any: never decreasing from vector to vector
+
+  void find(const AttentionParams<T>& p, const RowBlock& block) {
+    constexpr int W = kLanes<T>;
+    const int vectors = int(block.width / W);
+    int64_t last = 0;
+    for_rows(p, block, [&](int64_t r, int64_t, int64_t i) MHICL_INLINE_LAMBDA { set(r, last = i); });
+    for (int64_t r = block.count; r < block.width; ++r) set(r, last);
+    bool ordered = true;
+    for (int v = 1; v < vectors; ++v) ordered = ordered && any[v - 1] <= any[v];
+    if (ordered) return;
+    for (int v = 0; v < vectors; ++v) last = std::max(last, any[v] - 1);
+    for (int v = 0; v < vectors; ++v) any[v] = last + 1;
+  }
+
+ private:
+  void set(int64_t r, int64_t i) {
+    const int v = int(r / kLanes<T>), lane = int(r % kLanes<T>);
+    position[v][lane] = static_cast<decltype(position[v][lane] + 0)>(i);
+    all[v] = lane == 0 ? i + 1 : std::min(all[v], i + 1);
+    any[v] = lane == 0 ? i + 1 : std::max(any[v], i + 1);
+  }
+};
+
+// A run of keys [begin, end) of a key block that the vectors from `vector` on look at.
+struct Segment {
+  int64_t begin, end;
+  int vector;
+};
+
+// What a block of rows sees of the keys [first, first + count).
+template <class T>
+struct Sight {
+  int64_t first, count;
+  int vectors;
+  int64_t seen[kBlockVectors];  // by vector: keys [0, seen) are seen by some row
+  int segments;
+  Segment segment[kBlockVectors];
+  const CausalLimits<T>* causal;  // or null
+  const T* bias;                  // (count × width): −∞ hides, anything else is added; or null. Knows the causal rule.
+
+  Sight(const CausalLimits<T>* causal, const RowBlock& block, int64_t first, int64_t count)
+      : first(first), count(count), vectors(int(block.width / kLanes<T>)), causal(causal), bias(nullptr) {
+    int64_t begin = 0;
+    segments = 0;
+    for (int v = 0; v < vectors; ++v) {
+      seen[v] = causal == nullptr ? count : std::clamp<int64_t>(causal->any[v] - first, 0, count);
+      if (seen[v] > begin) segment[segments++] = {begin, seen[v], v};
+      begin = seen[v];
+    }
+  }
+};
+
+// The lanes' row of a mask, transposed.
+template <class T>
+void fill_bias(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block, int64_t first,
+               int64_t count, T* bias) {
+  constexpr T hides = -std::numeric_limits<T>::infinity();
+  const Operand<const void*>& mask = p.mask;
+  for (int64_t l = 0; l < count; ++l) {
+    for (int64_t r = block.count; r < block.width; ++r) bias[l * block.width + r] = T(0);
+  }
+  const int64_t base = problem.batch * mask.batch + problem.head * p.group * mask.head + first * mask.column;
+  for_rows(p, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
+    const int64_t row = base + g * mask.head + i * mask.row;
+    T* out = bias + r;
+    const int64_t seen = p.causal ? std::clamp<int64_t>(i + 1 - first, 0, count) : count;
+    if (p.mask_kind == MaskKind::boolean) {
+      const uint8_t* sees = static_cast<const uint8_t*>(mask.data) + row;
+      for (int64_t l = 0; l < seen; ++l) out[l * block.width] = sees[l * mask.column] ? T(0) : hides;
+    } else if (p.mask_kind == MaskKind::additive) {
+      for (int64_t l = 0; l < seen; ++l) out[l * block.width] = read<T>(mask.data, row + l * mask.column, p.storage);
+    } else {
+      for (int64_t l = 0; l < seen; ++l) out[l * block.width] = T(0);
+    }
+    for (int64_t l = seen; l < count; ++l) out[l * block.width] = hides;
+  });
+}
+
+// Puts `value` where a row does not see a key. Adds the mask elsewhere if Add.
+template <class T, bool Add>
+void hide(T* table, const Sight<T>& sight, T value) {
+  constexpr int W = kLanes<T>;
+  const int64_t width = sight.vectors * W;
+  const Vec<T> hidden = broadcast<T>(value), hides = broadcast<T>(-std::numeric_limits<T>::infinity());
+  for (int v = 0; v < sight.vectors; ++v) {
+    T* column = table + v * W;
+    if (sight.bias != nullptr) {
+      for (int64_t l = 0; l < sight.seen[v]; ++l) {
+        const Vec<T> bias = load(sight.bias + l * width + v * W), x = load(column + l * width);
+        store(column + l * width, select<T>(bias == hides, hidden, Add ? x + bias : x));
+      }
+    } else if (sight.causal != nullptr) {
+      const VecBits<T> position = sight.causal->position[v];
+      for (int64_t l = std::max<int64_t>(0, sight.causal->all[v] - sight.first); l < sight.seen[v]; ++l) {
+        const VecBits<T> key = VecBits<T>{} + static_cast<decltype(position[0] + 0)>(sight.first + l);
+        store(column + l * width, select<T>(key > position, hidden, load(column + l * width)));
+      }
+    }
+  }
+}
+
+// A table (keys × rows) as rows of what is stored as (rows × keys), `stride` apart, zeros where nobody looks.
+template <class T>
+void write_table(const RowBlock& block, const Sight<T>& sight, const T* table, void* out, int64_t at, int64_t stride,
+                 Storage storage) {
+  for (int64_t r = 0; r < block.count; ++r) {
+    const int64_t seen = sight.seen[r / kLanes<T>];
+    for (int64_t l = 0; l < sight.count; ++l) {
+      write<T>(out, at + r * stride + l, l < seen ? table[l * block.width + r] : T(0), storage);
+    }
+  }
+}

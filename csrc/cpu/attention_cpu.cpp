@@ -1,0 +1,251 @@
+// General attention: checks, outputs, and the shares of the threads.
+
+#include <torch/library.h>
+
+#include "../checks.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "storage.h"
+
+namespace mhicl {
+namespace {
+
+Activation activation_of(const std::string& name) {
+  if (name == "softmax") return Activation::softmax;
+  if (name == "linear") return Activation::linear;
+  if (name == "relu") return Activation::relu;
+  TORCH_CHECK_VALUE(false, "activation must be softmax, linear or relu, got \"", name, "\"");
+}
+
+struct Inputs {
+  at::Tensor query, key, value;
+  std::optional<at::Tensor> mask, key_lengths;
+  double scale;
+  bool causal;
+  Activation activation;
+
+  int64_t batch() const { return query.size(0); }
+  int64_t heads() const { return query.size(1); }
+  int64_t rows() const { return query.size(2); }
+  int64_t keys() const { return key.size(2); }
+  int64_t problems() const { return batch() * key.size(1); }
+  bool softmax() const { return activation == Activation::softmax; }
+
+  at::ScalarType compute_type() const { return compute_dtype(query.scalar_type()); }
+  at::Tensor by_row(at::ScalarType type) const {
+    return at::empty({batch(), heads(), rows()}, query.options().dtype(type));
+  }
+};
+
+Operand<const void*> operand(const at::Tensor& x) {
+  return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+}
+
+// (batch, heads, rows, keys), each of them full or 1.
+Operand<const void*> broadcast_operand(const at::Tensor& x) {
+  const auto stride = [&](int64_t i) { return x.size(i) == 1 ? 0 : x.stride(i); };
+  return {x.const_data_ptr(), stride(0), stride(1), stride(2), stride(3)};
+}
+
+template <class T>
+AttentionParams<T> attention_params(const Inputs& in) {
+  const int64_t key_heads = in.key.size(1);
+  return {.batch = in.batch(),
+          .key_heads = key_heads,
+          .group = key_heads == 0 ? 0 : in.heads() / key_heads,
+          .rows = in.rows(),
+          .keys = in.keys(),
+          .dim = in.query.size(3),
+          .value_dim = in.value.size(3),
+          .storage = storage_of(in.query),
+          .query = operand(in.query),
+          .key = operand(in.key),
+          .value = operand(in.value),
+          .mask_kind = !in.mask                               ? MaskKind::none
+                       : in.mask->scalar_type() == at::kBool ? MaskKind::boolean
+                                                             : MaskKind::additive,
+          .mask = in.mask ? broadcast_operand(*in.mask) : Operand<const void*>{},
+          .key_lengths = in.key_lengths ? in.key_lengths->const_data_ptr<int64_t>() : nullptr,
+          .scale = T(in.scale),
+          .causal = in.causal,
+          .activation = in.activation};
+}
+
+// Shares for the threads: problems and, where there are few, parts of their blocks of rows or of keys. What is computed
+// does not depend on the cuts.
+enum class Cut { rows, keys, none };
+
+template <class T, class Kernel, class Params>
+void run_shares(const Kernel& kernel, const Params& params, Cut cut) {
+  const auto& p = params.attention;
+  const int64_t rows = kernels().attention<T>().row_blocks(p), keys = kernels().attention<T>().key_blocks(p);
+  const int64_t problems = p.batch * p.key_heads, threads = at::get_num_threads();
+  const int64_t slices = std::min<int64_t>(problems, std::max<int64_t>(64, 8 * threads));
+  const int64_t most = std::max<int64_t>(1, cut == Cut::rows ? rows : cut == Cut::keys ? keys : 1);
+  const int64_t parts = std::clamp<int64_t>((4 * threads + slices - 1) / slices, 1, most);
+  parallel_for(slices * parts, [&](int64_t i) {
+    const int64_t slice = i / parts, part = i % parts;
+    AttentionRange range = {problems * slice / slices, problems * (slice + 1) / slices, 0, rows, 0, keys};
+    if (cut == Cut::rows) {
+      range.first_rows = rows * part / parts;
+      range.last_rows = rows * (part + 1) / parts;
+    } else if (cut == Cut::keys) {
+      range.first_keys = keys * part / parts;
+      range.last_keys = keys * (part + 1) / parts;
+    }
+    kernel(params, range);
+  });
+}
+
+struct Outputs {
+  at::Tensor out, lse, weights, stats;
+};
+
+template <class T>
+void run_forward(const Inputs& in, Outputs& out) {
+  const auto pointer = [](at::Tensor& x) { return x.numel() == 0 ? nullptr : x.mutable_data_ptr<T>(); };
+  T* const stats = pointer(out.stats);
+  const AttentionForwardParams<T> params = {
+      .attention = attention_params<T>(in),
+      .out = out.out.mutable_data_ptr(),
+      .maxima = stats,
+      .sums = stats == nullptr ? nullptr : stats + out.stats.numel() / 2,
+      .lse = pointer(out.lse),
+      .weights = out.weights.numel() == 0 ? nullptr : out.weights.mutable_data_ptr()};
+  run_shares<T>(kernels().attention<T>().forward, params, Cut::rows);
+}
+
+Outputs forward(const Inputs& in, bool want_lse, bool want_weights) {
+  TORCH_CHECK_VALUE(in.softmax() || !want_lse, "only the softmax has a log-sum-exp");
+  const auto type = in.compute_type();
+  const auto options = in.query.options();
+  Outputs out = {at::empty({in.batch(), in.heads(), in.rows(), in.value.size(3)}, options),
+                 want_lse ? in.by_row(type) : at::empty({0}, options.dtype(type)),
+                 want_weights ? at::empty({in.batch(), in.heads(), in.rows(), in.keys()}, options)
+                              : at::empty({0}, options),
+                 in.softmax() ? at::empty({2, in.batch(), in.heads(), in.rows()}, options.dtype(type))
+                              : at::empty({0}, options.dtype(type))};
+  if (in.heads() * in.rows() > 0) (type == at::kDouble ? run_forward<double> : run_forward<float>)(in, out);
+  return out;
+}
+
+struct Cotangents {
+  at::Tensor out;
+  std::optional<at::Tensor> lse, weights;
+};
+
+// What belongs to each row's Σ_l w_l ∂w_l beside out · ∂out: the weights' own gradient, and −∂lse, since ∂lse/∂s_l = w_l.
+std::optional<at::Tensor> offset_of(const Inputs& in, const Cotangents& grad, const at::Tensor& weights) {
+  if (!in.softmax() || (!grad.lse && !grad.weights)) return std::nullopt;
+  const auto type = in.compute_type();
+  at::Tensor offset = at::zeros({in.batch(), in.heads(), in.rows()}, in.query.options().dtype(type));
+  if (grad.lse) offset.sub_(grad.lse->to(type));
+  if (grad.weights) offset.add_((grad.weights->to(type) * weights.to(type)).sum(-1));
+  return offset;
+}
+
+// The gradients of query, key, value and of the logits, or undefined.
+using Gradients = std::array<at::Tensor, 4>;
+
+template <class T>
+void run_backward(const Inputs& in, const Cotangents& grad, const Outputs& out, Gradients& gradients) {
+  const auto offset = offset_of(in, grad, out.weights);
+  const auto pointer = [](at::Tensor& x) { return x.defined() ? x.mutable_data_ptr() : nullptr; };
+  const T* const stats = in.softmax() ? out.stats.const_data_ptr<T>() : nullptr;
+  const AttentionBackwardParams<T> params = {
+      .attention = attention_params<T>(in),
+      .grad_out = operand(grad.out),
+      .grad_weights = grad.weights ? operand(*grad.weights) : Operand<const void*>{},
+      .out = out.out.const_data_ptr(),
+      .maxima = stats,
+      .sums = stats == nullptr ? nullptr : stats + out.stats.numel() / 2,
+      .offset = offset ? offset->template const_data_ptr<T>() : nullptr,
+      .grad_query = pointer(gradients[0]),
+      .grad_key = pointer(gradients[1]),
+      .grad_value = pointer(gradients[2]),
+      .grad_logits = static_cast<T*>(pointer(gradients[3]))};
+  const auto& kernel = kernels().attention<T>().backward;
+  if (in.problems() >= 4 * at::get_num_threads()) {
+    run_shares<T>(kernel, params, Cut::none);
+    return;
+  }
+  // Gradients that sum over keys and those that sum over rows apart, so that either can be cut.
+  AttentionBackwardParams<T> by_row = params, by_key = params;
+  by_row.grad_key = by_row.grad_value = nullptr;
+  by_key.grad_query = nullptr;
+  by_key.grad_logits = nullptr;
+  if (by_row.grad_query != nullptr || by_row.grad_logits != nullptr) run_shares<T>(kernel, by_row, Cut::rows);
+  if (by_key.grad_key != nullptr || by_key.grad_value != nullptr) run_shares<T>(kernel, by_key, Cut::keys);
+}
+
+Gradients backward(const Inputs& in, const Cotangents& grad, const Outputs& out, std::array<bool, 4> needs) {
+  const auto type = in.compute_type();
+  Gradients gradients;
+  const bool empty = in.heads() * in.rows() == 0;
+  const std::array<at::Tensor, 3> inputs = {in.query, in.key, in.value};
+  for (int i = 0; i < 3; ++i) {
+    if (needs[i]) gradients[i] = empty ? at::zeros(inputs[i].sizes(), in.query.options()) : at::empty(inputs[i].sizes(), in.query.options());
+  }
+  if (needs[3]) {
+    gradients[3] = at::zeros({in.batch(), in.heads(), in.rows(), in.keys()}, in.query.options().dtype(type));
+  }
+  if (!empty) (type == at::kDouble ? run_backward<double> : run_backward<float>)(in, grad, out, gradients);
+  if (needs[3]) gradients[3] = at::sum_to(gradients[3], in.mask->sizes()).to(in.mask->scalar_type());
+  for (at::Tensor& gradient : gradients) {
+    if (!gradient.defined()) gradient = at::empty({0}, in.query.options());
+  }
+  return gradients;
+}
+
+Inputs checked(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+               const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& key_lengths, double scale,
+               bool causal, const std::string& activation) {
+  check_attention(query, key, value, mask, key_lengths);
+  std::optional<at::Tensor> lengths;
+  if (key_lengths) {
+    lengths = key_lengths->contiguous();
+    check_lengths("key_lengths", *lengths, key.size(2));
+  }
+  return {query, key, value, mask, lengths, scale, causal, activation_of(activation)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const std::optional<at::Tensor>& mask,
+    const std::optional<at::Tensor>& key_lengths, double scale, bool causal, std::string activation, bool want_lse,
+    bool want_weights) {
+  const Outputs out = forward(checked(query, key, value, mask, key_lengths, scale, causal, activation), want_lse,
+                              want_weights);
+  return {out.out, out.lse, out.weights, out.stats};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_backward(
+    const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
+    const std::optional<at::Tensor>& grad_weights, const at::Tensor& query, const at::Tensor& key,
+    const at::Tensor& value, const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& key_lengths,
+    const at::Tensor& out, const at::Tensor& weights, const at::Tensor& stats, double scale, bool causal,
+    std::string activation, std::array<bool, 4> needs) {
+  const Inputs in = checked(query, key, value, mask, key_lengths, scale, causal, activation);
+  const std::vector<int64_t> by_row = {in.batch(), in.heads(), in.rows()};
+  const std::vector<int64_t> by_value = {in.batch(), in.heads(), in.rows(), value.size(3)};
+  const std::vector<int64_t> by_key = {in.batch(), in.heads(), in.rows(), in.keys()};
+  check_like("grad_out", grad_out, by_value, query.scalar_type());
+  check_like("out", out, by_value, query.scalar_type());
+  if (grad_lse) check_like("grad_lse", *grad_lse, by_row, in.compute_type());
+  if (grad_weights) {
+    check_like("grad_weights", *grad_weights, by_key, query.scalar_type());
+    check_like("weights", weights, by_key, query.scalar_type());
+  }
+  if (in.softmax()) check_like("stats", stats, {2, in.batch(), in.heads(), in.rows()}, in.compute_type());
+  TORCH_CHECK_VALUE(!needs[3] || (mask && mask->is_floating_point()), "only an additive attn_mask has a gradient");
+  const auto [q, k, v, m] = backward(in, {grad_out, grad_lse, grad_weights},
+                                     {out.contiguous(), {}, weights, stats.contiguous()}, needs);
+  return {q, k, v, m};
+}
+
+}  // namespace
+}  // namespace mhicl
+
+TORCH_LIBRARY_IMPL(mhicl, CPU, m) {
+  m.impl("attention", mhicl::attention);
+  m.impl("attention_backward", mhicl::attention_backward);
+}
