@@ -19,6 +19,13 @@ struct Operand {
   int64_t batch, head, row, column;  // strides
 };
 
+// How much of a problem is worked on together: so many rows, a multiple of the lanes, and so many keys.
+struct Blocking {
+  int64_t rows, keys;
+};
+
+inline int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
 // out[b, h, i] = Σ_l w_il value[b, h / group, l], w_i = activation(scale · query[b, h, i] · key[b, h / group, l] + mask).
 //
 // The query heads of a group share a key head. A problem is one key head of one batch entry, with the group · rows rows
@@ -34,6 +41,7 @@ struct AttentionParams {
   T scale;
   bool causal;                   // row i sees keys 0 … i
   Activation activation;
+  Blocking blocking;
 };
 
 // Outputs are contiguous, (B, Hq, Lq, …).
@@ -52,14 +60,15 @@ struct AttentionBackwardParams {
   AttentionParams<T> attention;
   Operand<const void*> grad_out;
   Operand<const void*> grad_weights;  // null data: none
-  const void* out;                    // (B, Hq, Lq, Ev)
-  const T* maxima;
+  const T* grad_lse;  // (B, Hq, Lq), or null
+  const T* maxima;    // the forward pass's
   const T* sums;
-  const T* offset;    // (B, Hq, Lq), to be added to each row's Σ_l w_l ∂w_l = out · ∂out; or null
-  void* grad_query;   // or null, as are the others where nobody wants them
+  void* grad_query;  // or null, as are the others where nobody wants them
   void* grad_key;
   void* grad_value;
-  T* grad_logits;     // (B, Hq, Lq, L), zero where a key is hidden
+  T* grad_logits;  // (B, Hq, Lq, L), written where a block of rows sees keys
+  T* means;              // (B, Hq, Lq): Σ_l w_l ∂w_l − ∂lse of each row of the softmax, to be written; or null
+  const T* known_means;  // the same, known already; or null
 };
 
 // Which part of the work to do: problems [first_problem, last_problem), and of each the rows of blocks
@@ -70,9 +79,9 @@ struct AttentionRange {
 
 template <class T>
 struct AttentionKernels {
-  // How many blocks the rows and the keys of one problem are worked on in.
-  int64_t (*row_blocks)(const AttentionParams<T>& params);
-  int64_t (*key_blocks)(const AttentionParams<T>& params);
+  // The best blocking for so many keys.
+  Blocking (*forward_blocking)(int64_t keys);
+  Blocking (*backward_blocking)(int64_t keys);
   // Needs all keys.
   void (*forward)(const AttentionForwardParams<T>& params, const AttentionRange& range);
   // Gradients of keys and values need all rows, gradients of queries all keys.

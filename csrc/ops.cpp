@@ -29,12 +29,11 @@ TORCH_LIBRARY(mhicl, m) {
       "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? key_lengths, *, float scale,"
       " bool is_causal, str activation, bool want_lse, bool want_weights)"
       " -> (Tensor out, Tensor lse, Tensor weights, Tensor stats)");
-  // needs: the gradients of query, key, value, attn_mask; the others come back empty. weights may be empty unless there
-  // is grad_weights.
+  // needs: the gradients of query, key, value, attn_mask; the others come back empty.
   m.def(
       "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor? grad_weights, Tensor query, Tensor key,"
-      " Tensor value, Tensor? attn_mask, Tensor? key_lengths, Tensor out, Tensor weights, Tensor stats, *, float scale,"
-      " bool is_causal, str activation, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+      " Tensor value, Tensor? attn_mask, Tensor? key_lengths, Tensor stats, *, float scale, bool is_causal,"
+      " str activation, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
 
   // The sampler fills context (N, L, d + I), query (N, d + I), target (N, I), or whitened covariates xi (N, L, d),
   // xi_query (N, d). The seed is 64 bits, read as signed.

@@ -48,7 +48,7 @@ Operand<const void*> broadcast_operand(const at::Tensor& x) {
 }
 
 template <class T>
-AttentionParams<T> attention_params(const Inputs& in) {
+AttentionParams<T> attention_params(const Inputs& in, Blocking blocking) {
   const int64_t key_heads = in.key.size(1);
   return {.batch = in.batch(),
           .key_heads = key_heads,
@@ -68,17 +68,18 @@ AttentionParams<T> attention_params(const Inputs& in) {
           .key_lengths = in.key_lengths ? in.key_lengths->const_data_ptr<int64_t>() : nullptr,
           .scale = T(in.scale),
           .causal = in.causal,
-          .activation = in.activation};
+          .activation = in.activation,
+          .blocking = blocking};
 }
 
 // Shares for the threads: problems and, where there are few, parts of their blocks of rows or of keys. What is computed
 // does not depend on the cuts.
 enum class Cut { rows, keys, none };
 
-template <class T, class Kernel, class Params>
+template <class Kernel, class Params>
 void run_shares(const Kernel& kernel, const Params& params, Cut cut) {
   const auto& p = params.attention;
-  const int64_t rows = kernels().attention<T>().row_blocks(p), keys = kernels().attention<T>().key_blocks(p);
+  const int64_t rows = blocks_of(p.group * p.rows, p.blocking.rows), keys = blocks_of(p.keys, p.blocking.keys);
   const int64_t problems = p.batch * p.key_heads, threads = at::get_num_threads();
   const int64_t slices = std::min<int64_t>(problems, std::max<int64_t>(64, 8 * threads));
   const int64_t most = std::max<int64_t>(1, cut == Cut::rows ? rows : cut == Cut::keys ? keys : 1);
@@ -105,14 +106,15 @@ template <class T>
 void run_forward(const Inputs& in, Outputs& out) {
   const auto pointer = [](at::Tensor& x) { return x.numel() == 0 ? nullptr : x.mutable_data_ptr<T>(); };
   T* const stats = pointer(out.stats);
+  const AttentionKernels<T>& kernel = kernels().attention<T>();
   const AttentionForwardParams<T> params = {
-      .attention = attention_params<T>(in),
+      .attention = attention_params<T>(in, kernel.forward_blocking(in.keys())),
       .out = out.out.mutable_data_ptr(),
       .maxima = stats,
       .sums = stats == nullptr ? nullptr : stats + out.stats.numel() / 2,
       .lse = pointer(out.lse),
       .weights = out.weights.numel() == 0 ? nullptr : out.weights.mutable_data_ptr()};
-  run_shares<T>(kernels().attention<T>().forward, params, Cut::rows);
+  run_shares(kernel.forward, params, Cut::rows);
 }
 
 Outputs forward(const Inputs& in, bool want_lse, bool want_weights) {
@@ -134,51 +136,50 @@ struct Cotangents {
   std::optional<at::Tensor> lse, weights;
 };
 
-// What belongs to each row's Σ_l w_l ∂w_l beside out · ∂out: the weights' own gradient, and −∂lse, since ∂lse/∂s_l = w_l.
-std::optional<at::Tensor> offset_of(const Inputs& in, const Cotangents& grad, const at::Tensor& weights) {
-  if (!in.softmax() || (!grad.lse && !grad.weights)) return std::nullopt;
-  const auto type = in.compute_type();
-  at::Tensor offset = at::zeros({in.batch(), in.heads(), in.rows()}, in.query.options().dtype(type));
-  if (grad.lse) offset.sub_(grad.lse->to(type));
-  if (grad.weights) offset.add_((grad.weights->to(type) * weights.to(type)).sum(-1));
-  return offset;
-}
-
 // The gradients of query, key, value and of the logits, or undefined.
 using Gradients = std::array<at::Tensor, 4>;
 
 template <class T>
-void run_backward(const Inputs& in, const Cotangents& grad, const Outputs& out, Gradients& gradients) {
-  const auto offset = offset_of(in, grad, out.weights);
+void run_backward(const Inputs& in, const Cotangents& grad, const at::Tensor& stats, Gradients& gradients) {
   const auto pointer = [](at::Tensor& x) { return x.defined() ? x.mutable_data_ptr() : nullptr; };
-  const T* const stats = in.softmax() ? out.stats.const_data_ptr<T>() : nullptr;
+  const T* const maxima = in.softmax() ? stats.const_data_ptr<T>() : nullptr;
+  const AttentionKernels<T>& kernels_of_type = kernels().attention<T>();
+  const auto& kernel = kernels_of_type.backward;
   const AttentionBackwardParams<T> params = {
-      .attention = attention_params<T>(in),
+      .attention = attention_params<T>(in, kernels_of_type.backward_blocking(in.keys())),
       .grad_out = operand(grad.out),
       .grad_weights = grad.weights ? operand(*grad.weights) : Operand<const void*>{},
-      .out = out.out.const_data_ptr(),
-      .maxima = stats,
-      .sums = stats == nullptr ? nullptr : stats + out.stats.numel() / 2,
-      .offset = offset ? offset->template const_data_ptr<T>() : nullptr,
+      .grad_lse = grad.lse ? grad.lse->const_data_ptr<T>() : nullptr,
+      .maxima = maxima,
+      .sums = maxima == nullptr ? nullptr : maxima + stats.numel() / 2,
       .grad_query = pointer(gradients[0]),
       .grad_key = pointer(gradients[1]),
       .grad_value = pointer(gradients[2]),
-      .grad_logits = static_cast<T*>(pointer(gradients[3]))};
-  const auto& kernel = kernels().attention<T>().backward;
+      .grad_logits = static_cast<T*>(pointer(gradients[3])),
+      .means = nullptr,
+      .known_means = nullptr};
   if (in.problems() >= 4 * at::get_num_threads()) {
-    run_shares<T>(kernel, params, Cut::none);
+    run_shares(kernel, params, Cut::none);
     return;
   }
   // Gradients that sum over keys and those that sum over rows apart, so that either can be cut.
   AttentionBackwardParams<T> by_row = params, by_key = params;
   by_row.grad_key = by_row.grad_value = nullptr;
+  at::Tensor means;
+  if (in.softmax() && params.grad_key != nullptr) {
+    means = in.by_row(in.compute_type());
+    by_key.known_means = by_row.means = means.mutable_data_ptr<T>();
+  }
+  if (by_row.grad_query != nullptr || by_row.grad_logits != nullptr || by_row.means != nullptr) {
+    run_shares(kernel, by_row, Cut::rows);
+  }
+  by_key.attention.blocking = kernels_of_type.forward_blocking(in.keys());
   by_key.grad_query = nullptr;
   by_key.grad_logits = nullptr;
-  if (by_row.grad_query != nullptr || by_row.grad_logits != nullptr) run_shares<T>(kernel, by_row, Cut::rows);
-  if (by_key.grad_key != nullptr || by_key.grad_value != nullptr) run_shares<T>(kernel, by_key, Cut::keys);
+  if (by_key.grad_key != nullptr || by_key.grad_value != nullptr) run_shares(kernel, by_key, Cut::keys);
 }
 
-Gradients backward(const Inputs& in, const Cotangents& grad, const Outputs& out, std::array<bool, 4> needs) {
+Gradients backward(const Inputs& in, const Cotangents& grad, const at::Tensor& stats, std::array<bool, 4> needs) {
   const auto type = in.compute_type();
   Gradients gradients;
   const bool empty = in.heads() * in.rows() == 0;
@@ -189,7 +190,7 @@ Gradients backward(const Inputs& in, const Cotangents& grad, const Outputs& out,
   if (needs[3]) {
     gradients[3] = at::zeros({in.batch(), in.heads(), in.rows(), in.keys()}, in.query.options().dtype(type));
   }
-  if (!empty) (type == at::kDouble ? run_backward<double> : run_backward<float>)(in, grad, out, gradients);
+  if (!empty) (type == at::kDouble ? run_backward<double> : run_backward<float>)(in, grad, stats, gradients);
   if (needs[3]) gradients[3] = at::sum_to(gradients[3], in.mask->sizes()).to(in.mask->scalar_type());
   for (at::Tensor& gradient : gradients) {
     if (!gradient.defined()) gradient = at::empty({0}, in.query.options());
@@ -222,23 +223,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_backward(
     const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
     const std::optional<at::Tensor>& grad_weights, const at::Tensor& query, const at::Tensor& key,
     const at::Tensor& value, const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& key_lengths,
-    const at::Tensor& out, const at::Tensor& weights, const at::Tensor& stats, double scale, bool causal,
-    std::string activation, std::array<bool, 4> needs) {
+    const at::Tensor& stats, double scale, bool causal, std::string activation, std::array<bool, 4> needs) {
   const Inputs in = checked(query, key, value, mask, key_lengths, scale, causal, activation);
-  const std::vector<int64_t> by_row = {in.batch(), in.heads(), in.rows()};
-  const std::vector<int64_t> by_value = {in.batch(), in.heads(), in.rows(), value.size(3)};
-  const std::vector<int64_t> by_key = {in.batch(), in.heads(), in.rows(), in.keys()};
-  check_like("grad_out", grad_out, by_value, query.scalar_type());
-  check_like("out", out, by_value, query.scalar_type());
-  if (grad_lse) check_like("grad_lse", *grad_lse, by_row, in.compute_type());
-  if (grad_weights) {
-    check_like("grad_weights", *grad_weights, by_key, query.scalar_type());
-    check_like("weights", weights, by_key, query.scalar_type());
-  }
-  if (in.softmax()) check_like("stats", stats, {2, in.batch(), in.heads(), in.rows()}, in.compute_type());
+  const int64_t batch = in.batch(), heads = in.heads(), rows = in.rows();
+  check_like("grad_out", grad_out, {batch, heads, rows, value.size(3)}, query.scalar_type());
+  if (grad_lse) check_like("grad_lse", *grad_lse, {batch, heads, rows}, in.compute_type());
+  if (grad_weights) check_like("grad_weights", *grad_weights, {batch, heads, rows, in.keys()}, query.scalar_type());
+  if (in.softmax()) check_like("stats", stats, {2, batch, heads, rows}, in.compute_type());
   TORCH_CHECK_VALUE(!needs[3] || (mask && mask->is_floating_point()), "only an additive attn_mask has a gradient");
-  const auto [q, k, v, m] = backward(in, {grad_out, grad_lse, grad_weights},
-                                     {out.contiguous(), {}, weights, stats.contiguous()}, needs);
+  std::optional<at::Tensor> lse;
+  if (grad_lse) lse = grad_lse->contiguous();
+  const auto [q, k, v, m] = backward(in, {grad_out, lse, grad_weights}, stats.contiguous(), needs);
   return {q, k, v, m};
 }
 

@@ -74,7 +74,7 @@ constexpr PromptKernels<T> prompt_kernels() {
 
 template <class T>
 constexpr AttentionKernels<T> attention_kernels() {
-  return {row_blocks<T>, key_blocks<T>, attention_forward<T>, attention_backward<T>};
+  return {forward_blocking<T>, backward_blocking<T>, attention_forward<T>, attention_backward<T>};
 }
 
 template <class T>

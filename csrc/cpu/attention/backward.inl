@@ -1,6 +1,8 @@
 // General attention, backward, with weights w computed again from the logits s = scale · q kᵀ:
 //   ∂v_l = Σ_r w_rl ∂o_r,  ∂w_rl = ∂o_r · v_l,  ∂s from ∂w (weights.inl),  ∂q_r = scale Σ_l ∂s_rl k_l,
 //   ∂k_l = Σ_r ∂s_rl (scale q_r).
+// The softmax's Σ_l w_l ∂w_l equals o · ∂o, but is summed from the very products it is subtracted from: where a row has
+// almost all its weight on one key, they cancel, and what is left must not be the rounding of o · ∂o.
 
 template <class T>
 class AttentionBackward {
@@ -8,7 +10,9 @@ class AttentionBackward {
   explicit AttentionBackward(const AttentionBackwardParams<T>& params)
       : o_(params),
         p_(params.attention),
-        wants_logits_(params.grad_query != nullptr || params.grad_key != nullptr || params.grad_logits != nullptr),
+        wants_logits_(params.grad_query != nullptr || params.grad_key != nullptr || params.grad_logits != nullptr ||
+                      params.means != nullptr),
+        knows_means_(params.attention.activation != Activation::softmax || params.known_means != nullptr),
         keys_staged_(!KeyReader<T>::in_place(p_, p_.key)),
         values_staged_(!KeyReader<T>::in_place(p_, p_.value)),
         workspace_(size()),
@@ -17,13 +21,12 @@ class AttentionBackward {
               Logits<T>::hides(p_) ? workspace_.take(key_table(p_.dim)) : nullptr),
         values_(p_, p_.value, p_.value_dim, values_staged_ ? workspace_.take(key_table(p_.value_dim)) : nullptr) {
     const int64_t dim = padded_to_vectors<T>(p_.dim), value_dim = padded_to_vectors<T>(p_.value_dim);
-    weights_ = workspace_.take(Logits<T>::key_block(p_) * kRows);
-    gradients_ = workspace_.take(Logits<T>::key_block(p_) * kRows);
-    grad_out_rows_ = workspace_.take(kRows * value_dim);
-    grad_out_columns_ = workspace_.take(value_dim * kRows);
-    out_row_ = workspace_.take(value_dim);
-    query_sums_ = workspace_.take(dim * kRows);
-    query_rows_ = workspace_.take(dim * kRows);
+    weights_ = workspace_.take(Logits<T>::key_block(p_) * p_.blocking.rows);
+    gradients_ = workspace_.take(Logits<T>::key_block(p_) * p_.blocking.rows);
+    grad_out_rows_ = workspace_.take(p_.blocking.rows * value_dim);
+    grad_out_columns_ = workspace_.take(value_dim * p_.blocking.rows);
+    query_sums_ = workspace_.take(dim * p_.blocking.rows);
+    query_rows_ = workspace_.take(dim * p_.blocking.rows);
     if (p_.storage != Storage::native) {
       key_sums_ = workspace_.take(p_.keys * p_.dim);
       value_sums_ = workspace_.take(p_.keys * p_.value_dim);
@@ -35,18 +38,20 @@ class AttentionBackward {
       const Problem<T> problem(p_, i);
       const bool key_by_key = keys_.start(problem);
       locate_sums(problem);
-      const int64_t first_key = range.first_keys * kKeyBlock;
-      const int64_t last_key = std::min(p_.keys, range.last_keys * kKeyBlock);
+      const int64_t first_key = range.first_keys * p_.blocking.keys;
+      const int64_t last_key = std::min(p_.keys, range.last_keys * p_.blocking.keys);
       for (int64_t b = range.first_rows; b < range.last_rows; ++b) {
         const RowBlock block = row_block(p_, b);
         logits_.start(problem, block, key_by_key);
         start(problem, block);
+        if (wants_logits_ && !knows_means_ && !in_one_block()) sum_means(problem, block);
         const int64_t seen = std::min(last_key, logits_.keys());
-        for (int64_t first = first_key; first < seen; first += kKeyBlock) {
-          differentiate(problem, block, first, std::min(kKeyBlock, seen - first), b == range.first_rows);
+        for (int64_t first = first_key; first < seen; first += p_.blocking.keys) {
+          differentiate(problem, block, first, std::min(p_.blocking.keys, seen - first), b == range.first_rows);
         }
         if (b == range.first_rows) zero_sums(std::max(seen, first_key), last_key);
         if (o_.grad_query != nullptr) write_query(problem, block);
+        if (o_.means != nullptr) std::copy_n(mean_, block.count, o_.means + problem.first_row(p_) + block.first);
       }
       if (p_.storage != Storage::native) write_sums(problem, first_key, last_key);
     }
@@ -61,8 +66,8 @@ class AttentionBackward {
     const auto padded = Workspace<T>::padded;
     const int64_t dim = padded_to_vectors<T>(p_.dim), value_dim = padded_to_vectors<T>(p_.value_dim);
     return Logits<T>::size(p_) + (int(keys_staged_) + int(Logits<T>::hides(p_))) * padded(key_table(p_.dim)) +
-           (values_staged_ ? padded(key_table(p_.value_dim)) : 0) + 2 * padded(Logits<T>::key_block(p_) * kRows) +
-           2 * padded(kRows * value_dim) + padded(value_dim) + 2 * padded(dim * kRows) +
+           (values_staged_ ? padded(key_table(p_.value_dim)) : 0) + 2 * padded(Logits<T>::key_block(p_) * p_.blocking.rows) +
+           2 * padded(p_.blocking.rows * value_dim) + 2 * padded(dim * p_.blocking.rows) +
            (p_.storage != Storage::native ? padded(p_.keys * p_.dim) + padded(p_.keys * p_.value_dim) : 0);
   }
 
@@ -87,37 +92,59 @@ class AttentionBackward {
     if (logits_.keys() == 0) std::fill_n(query_sums_, p_.dim * block.width, T(0));
   }
 
-  // The softmax's constants of a row, and Σ_l w_l ∂w_l. A row that sees nothing is as if it did not exist.
+  // The softmax's constants of a row: ∂lse/∂s_l = w_l, so −∂lse adds to the mean. A row that sees nothing is as if it did
+  // not exist.
   void start_row(int64_t row, int64_t r, T* grad_out) {
-    const int64_t n = padded_to_vectors<T>(p_.value_dim);
     if (o_.sums[row] == T(0)) {
-      std::fill_n(grad_out, n, T(0));
+      std::fill_n(grad_out, padded_to_vectors<T>(p_.value_dim), T(0));
       logits_.forget_row(r);
       return;
     }
     shift_[r] = o_.maxima[row];
     inverse_[r] = T(1) / o_.sums[row];
-    copy_row(o_.out, row * p_.value_dim, 1, p_.value_dim, p_.storage, T(1), out_row_);
-    Vec<T> products{};
-    for (int64_t e = 0; e < n; e += kLanes<T>) products = fma<T>(load(grad_out + e), load(out_row_ + e), products);
-    mean_[r] = sum_by_head<T>(products, 1)[0] + (o_.offset == nullptr ? T(0) : o_.offset[row]);
+    if (o_.known_means != nullptr) mean_[r] = o_.known_means[row];
+    else if (o_.grad_lse != nullptr) mean_[r] = -o_.grad_lse[row];
+  }
+
+  // The weights of a block of keys, and of their gradients what does not depend on other keys.
+  Sight<T> weigh(const Problem<T>& problem, const RowBlock& block, int64_t first, int64_t count) {
+    const Sight<T> sight = logits_(keys_.rows(problem, first, count), first, count, weights_);
+    for (int v = 0; v < sight.vectors; ++v) activate(block, sight, v);
+    if (!wants_logits_) return sight;
+    keys_by_rows(sight, values_(problem, first, count), p_.value_dim, grad_out_columns_, gradients_);
+    if (o_.grad_weights.data != nullptr) add_grad_weights(problem, block, sight);
+    hide<T, false>(gradients_, sight, T(0));
+    return sight;
+  }
+
+  bool in_one_block() const { return logits_.keys() <= p_.blocking.keys; }
+
+  void add_means(const RowBlock& block, const Sight<T>& sight) {
+    for (int v = 0; v < sight.vectors; ++v) {
+      const int64_t lane = v * kLanes<T>;
+      add_products(weights_ + lane, gradients_ + lane, block.width, sight.seen[v], mean_ + lane);
+    }
+  }
+
+  void sum_means(const Problem<T>& problem, const RowBlock& block) {
+    const int64_t keys = logits_.keys();
+    for (int64_t first = 0; first < keys; first += p_.blocking.keys) {
+      add_means(block, weigh(problem, block, first, std::min(p_.blocking.keys, keys - first)));
+    }
   }
 
   void differentiate(const Problem<T>& problem, const RowBlock& block, int64_t first, int64_t count, bool fresh) {
-    const Sight<T> sight = logits_(keys_.rows(problem, first, count), first, count, weights_);
-    for (int v = 0; v < sight.vectors; ++v) activate(block, sight, v);
+    const Sight<T> sight = weigh(problem, block, first, count);
     if (o_.grad_value != nullptr) {
       sums_over_rows(sight, block, weights_, grad_out_rows_, p_.value_dim, !fresh,
                      value_sums_ + first * p_.value_dim, p_.value_dim);
     }
     if (!wants_logits_) return;
-    keys_by_rows(sight, values_(problem, first, count), p_.value_dim, grad_out_columns_, gradients_);
-    if (o_.grad_weights.data != nullptr) add_grad_weights(problem, block, sight);
+    if (!knows_means_ && in_one_block()) add_means(block, sight);
     for (int v = 0; v < sight.vectors; ++v) {
       const int64_t lane = v * kLanes<T>;
       logit_gradients(p_.activation, weights_ + lane, gradients_ + lane, block.width, sight.seen[v], mean_ + lane);
     }
-    hide<T, false>(gradients_, sight, T(0));
     if (o_.grad_logits != nullptr) {
       const int64_t row = problem.first_row(p_) + block.first;
       write_table(block, sight, gradients_, o_.grad_logits, row * p_.keys + first, p_.keys, Storage::native);
@@ -176,13 +203,13 @@ class AttentionBackward {
 
   const AttentionBackwardParams<T>& o_;
   const AttentionParams<T>& p_;
-  const bool wants_logits_, keys_staged_, values_staged_;
+  const bool wants_logits_, knows_means_, keys_staged_, values_staged_;
   Workspace<T> workspace_;
   Logits<T> logits_;
   KeySums<T> keys_;
   KeyReader<T> values_;
   T *weights_, *gradients_;
-  T *grad_out_rows_, *grad_out_columns_, *out_row_;
+  T *grad_out_rows_, *grad_out_columns_;
   T *query_sums_, *query_rows_;
   T *key_sums_ = nullptr, *value_sums_ = nullptr;
   alignas(64) T shift_[kRows], inverse_[kRows], mean_[kRows];

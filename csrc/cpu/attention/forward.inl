@@ -14,9 +14,9 @@ class AttentionForward {
         keys_(p_, p_.key, p_.dim, keys_staged_ ? workspace_.take(key_table(p_.dim)) : nullptr),
         values_(p_, p_.value, p_.value_dim, values_staged_ ? workspace_.take(key_table(p_.value_dim)) : nullptr,
                 Logits<T>::hides(p_) ? workspace_.take(key_table(p_.value_dim)) : nullptr) {
-    table_ = workspace_.take(Logits<T>::key_block(p_) * kRows);
-    sums_ = workspace_.take(padded_to_vectors<T>(p_.value_dim) * kRows);
-    out_rows_ = workspace_.take(padded_to_vectors<T>(p_.value_dim) * kRows);
+    table_ = workspace_.take(Logits<T>::key_block(p_) * p_.blocking.rows);
+    sums_ = workspace_.take(padded_to_vectors<T>(p_.value_dim) * p_.blocking.rows);
+    out_rows_ = workspace_.take(padded_to_vectors<T>(p_.value_dim) * p_.blocking.rows);
   }
 
   void run(const AttentionRange& range) {
@@ -42,8 +42,8 @@ class AttentionForward {
     const auto padded = Workspace<T>::padded;
     const int64_t value_table = padded(key_table(p_.value_dim));
     return Logits<T>::size(p_) + (keys_staged_ ? padded(key_table(p_.dim)) : 0) +
-           (int(values_staged_) + int(Logits<T>::hides(p_))) * value_table + padded(Logits<T>::key_block(p_) * kRows) +
-           2 * padded(padded_to_vectors<T>(p_.value_dim) * kRows);
+           (int(values_staged_) + int(Logits<T>::hides(p_))) * value_table + padded(Logits<T>::key_block(p_) * p_.blocking.rows) +
+           2 * padded(padded_to_vectors<T>(p_.value_dim) * p_.blocking.rows);
   }
 
   void attend(const Problem<T>& problem, const RowBlock& block) {
@@ -53,8 +53,8 @@ class AttentionForward {
       std::fill_n(totals_, kRows, T(0));
       std::fill_n(sums_, p_.value_dim * block.width, T(0));
     }
-    for (int64_t first = 0; first < keys; first += kKeyBlock) {
-      const int64_t count = std::min(kKeyBlock, keys - first);
+    for (int64_t first = 0; first < keys; first += p_.blocking.keys) {
+      const int64_t count = std::min(p_.blocking.keys, keys - first);
       const Sight<T> sight = logits_(keys_(problem, first, count), first, count, table_);
       for (int v = 0; v < sight.vectors; ++v) activate(block, sight, v);
       values_.add(problem, sight, table_, first > 0, sums_);
@@ -93,8 +93,8 @@ class AttentionForward {
       if (maxima_[r] == -std::numeric_limits<T>::infinity()) maxima_[r] = T(0);
       totals_[r] = totals_[r] == T(0) ? T(0) : T(1) / totals_[r];
     }
-    for (int64_t first = 0; first < keys; first += kKeyBlock) {
-      const int64_t count = std::min(kKeyBlock, keys - first);
+    for (int64_t first = 0; first < keys; first += p_.blocking.keys) {
+      const int64_t count = std::min(p_.blocking.keys, keys - first);
       const Sight<T> sight = logits_(keys_(problem, first, count), first, count, table_);
       for (int v = 0; v < sight.vectors; ++v) {
         T* column = table_ + v * kLanes<T>;

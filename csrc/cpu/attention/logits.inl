@@ -7,19 +7,19 @@ class Logits {
 
   static int64_t size(const AttentionParams<T>& p) {
     const auto padded = Workspace<T>::padded;
-    const int64_t rows = kBlockVectors * kLanes<T>, dim = padded_to_vectors<T>(p.dim), keys = key_block(p);
-    return padded(rows * dim) + padded(dim * rows) + (hides(p) ? padded(keys * rows) : 0);
+    const int64_t rows = p.blocking.rows, dim = padded_to_vectors<T>(p.dim);
+    return padded(rows * dim) + padded(dim * rows) + (hides(p) ? padded(key_block(p) * rows) : 0);
   }
 
   Logits(const AttentionParams<T>& p, Workspace<T>& workspace) : p_(p) {
-    const int64_t rows = kBlockVectors * kLanes<T>, dim = padded_to_vectors<T>(p.dim);
+    const int64_t rows = p.blocking.rows, dim = padded_to_vectors<T>(p.dim);
     query_rows = rows_ = workspace.take(rows * dim);
     columns_ = workspace.take(dim * rows);
     bias_ = hides(p) ? workspace.take(key_block(p) * rows) : nullptr;
   }
 
   // How many keys are worked on together.
-  static int64_t key_block(const AttentionParams<T>& p) { return std::min(p.keys, kKeyBlock); }
+  static int64_t key_block(const AttentionParams<T>& p) { return std::min(p.keys, p.blocking.keys); }
 
   static bool hides(const AttentionParams<T>& p) { return p.mask_kind != MaskKind::none || p.causal; }
 

@@ -1,10 +1,23 @@
 // The rows of a problem, worked on in blocks of a few vectors: a row is a lane. So queries are the columns of small
 // matrices (dim × rows), and tables of logits and weights (keys × rows) reduce over keys without crossing lanes.
 
+// The most vectors of rows in a block: as many as a tile of a product has.
 inline constexpr int kBlockVectors = kTileCols;
 
-// Keys whose logits are in cache together.
-inline constexpr int64_t kKeyBlock = 256;
+template <class T>
+Blocking forward_blocking(int64_t) {
+  return {kBlockVectors * kLanes<T>, 256};
+}
+
+// The gradient needs each row's Σ_l w_l ∂w_l before anything else, so all keys had better be in one block, whose tables
+// stay in the second-level cache if rows are fewer the more the keys are.
+template <class T>
+Blocking backward_blocking(int64_t keys) {
+  constexpr int64_t one_block = 512 * kBlockVectors;
+  if (keys > one_block) return {kBlockVectors * kLanes<T>, 512};
+  const int64_t vectors = std::min<int64_t>(kBlockVectors, one_block / std::max<int64_t>(keys, 1));
+  return {vectors * kLanes<T>, std::max<int64_t>(keys, 1)};
+}
 
 template <class T>
 constexpr int64_t whole_vectors(int64_t n) {
@@ -20,20 +33,10 @@ struct RowBlock {
   int64_t width;         // lanes of its vectors
 };
 
-template <class T>
-int64_t row_blocks(const AttentionParams<T>& p) {
-  return (whole_vectors<T>(p.group * p.rows) + kBlockVectors - 1) / kBlockVectors;
-}
-
-template <class T>
-int64_t key_blocks(const AttentionParams<T>& p) {
-  return (p.keys + kKeyBlock - 1) / kKeyBlock;
-}
-
 // Vectors are spread evenly over the blocks.
 template <class T>
 RowBlock row_block(const AttentionParams<T>& p, int64_t index) {
-  const int64_t rows = p.group * p.rows, vectors = whole_vectors<T>(rows), blocks = row_blocks(p);
+  const int64_t rows = p.group * p.rows, vectors = whole_vectors<T>(rows), blocks = blocks_of(rows, p.blocking.rows);
   const int64_t first = vectors * index / blocks * kLanes<T>, last = vectors * (index + 1) / blocks * kLanes<T>;
   return {first, std::min(last, rows) - first, last - first};
 }

@@ -41,6 +41,15 @@ void rectify(T* column, int64_t width, int64_t keys) {
   }
 }
 
+// sums += Σ_l w_l ∂w_l.
+template <class T>
+void add_products(const T* weights, const T* gradients, int64_t width, int64_t keys, T* sums) {
+  const auto product = [&](Vec<T> sum, int64_t l) MHICL_INLINE_LAMBDA {
+    return fma<T>(load(weights + l * width), load(gradients + l * width), sum);
+  };
+  store(sums, load(sums) + reduce<T>(keys, Vec<T>{}, product, Add<T>{}));
+}
+
 // ∂w becomes ∂s: softmax w (∂w − Σ_m w_m ∂w_m), linear ∂w, relu ∂w where w > 0.
 template <class T>
 void logit_gradients(Activation activation, const T* weights, T* gradients, int64_t width, int64_t keys,
