@@ -82,6 +82,8 @@ struct AttentionKernels {
   // The best blocking for so many keys.
   Blocking (*forward_blocking)(int64_t keys);
   Blocking (*backward_blocking)(int64_t keys);
+  // Whether a problem's rows are so few that they are worked on together, and cuts of rows and keys mean nothing.
+  bool (*few_rows_pay)(const AttentionParams<T>& params);
   // Needs all keys.
   void (*forward)(const AttentionForwardParams<T>& params, const AttentionRange& range);
   // Gradients of keys and values need all rows, gradients of queries all keys.

@@ -114,7 +114,7 @@ void run_forward(const Inputs& in, Outputs& out) {
       .sums = stats == nullptr ? nullptr : stats + out.stats.numel() / 2,
       .lse = pointer(out.lse),
       .weights = out.weights.numel() == 0 ? nullptr : out.weights.mutable_data_ptr()};
-  run_shares(kernel.forward, params, Cut::rows);
+  run_shares(kernel.forward, params, kernel.few_rows_pay(params.attention) ? Cut::none : Cut::rows);
 }
 
 Outputs forward(const Inputs& in, bool want_lse, bool want_weights) {
@@ -158,7 +158,7 @@ void run_backward(const Inputs& in, const Cotangents& grad, const at::Tensor& st
       .grad_logits = static_cast<T*>(pointer(gradients[3])),
       .means = nullptr,
       .known_means = nullptr};
-  if (in.problems() >= 4 * at::get_num_threads()) {
+  if (in.problems() >= 4 * at::get_num_threads() || kernels_of_type.few_rows_pay(params.attention)) {
     run_shares(kernel, params, Cut::none);
     return;
   }

@@ -38,6 +38,10 @@ namespace {
 
 #include "attention/backward.inl"
 
+#include "attention/few_rows.inl"
+
+#include "attention/dispatch.inl"
+
 #include "roofs.inl"
 
 #include "sampler.inl"
@@ -74,7 +78,7 @@ constexpr PromptKernels<T> prompt_kernels() {
 
 template <class T>
 constexpr AttentionKernels<T> attention_kernels() {
-  return {forward_blocking<T>, backward_blocking<T>, attention_forward<T>, attention_backward<T>};
+  return {forward_blocking<T>, backward_blocking<T>, few_rows_pay<T>, attention_forward<T>, attention_backward<T>};
 }
 
 template <class T>

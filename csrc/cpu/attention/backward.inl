@@ -214,8 +214,3 @@ class AttentionBackward {
   T *key_sums_ = nullptr, *value_sums_ = nullptr;
   alignas(64) T shift_[kRows], inverse_[kRows], mean_[kRows];
 };
-
-template <class T>
-void attention_backward(const AttentionBackwardParams<T>& params, const AttentionRange& range) {
-  AttentionBackward<T>(params).run(range);
-}

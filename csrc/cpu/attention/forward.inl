@@ -121,8 +121,3 @@ class AttentionForward {
   T *table_, *sums_, *out_rows_;
   alignas(64) T maxima_[kRows], totals_[kRows];
 };
-
-template <class T>
-void attention_forward(const AttentionForwardParams<T>& params, const AttentionRange& range) {
-  AttentionForward<T>(params).run(range);
-}

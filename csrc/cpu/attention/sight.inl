@@ -57,6 +57,14 @@ struct Sight {
   }
 };
 
+// What a mask adds to a logit: −∞ where it hides the key.
+template <class T>
+MHICL_INLINE T mask_bias(const AttentionParams<T>& p, int64_t at) {
+  if (p.mask_kind == MaskKind::additive) return read<T>(p.mask.data, at, p.storage);
+  const bool sees = p.mask_kind == MaskKind::none || static_cast<const uint8_t*>(p.mask.data)[at] != 0;
+  return sees ? T(0) : -std::numeric_limits<T>::infinity();
+}
+
 // The lanes' row of a mask, transposed.
 template <class T>
 void fill_bias(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block, int64_t first,
@@ -71,14 +79,7 @@ void fill_bias(const AttentionParams<T>& p, const Problem<T>& problem, const Row
     const int64_t row = base + g * mask.head + i * mask.row;
     T* out = bias + r;
     const int64_t seen = p.causal ? std::clamp<int64_t>(i + 1 - first, 0, count) : count;
-    if (p.mask_kind == MaskKind::boolean) {
-      const uint8_t* sees = static_cast<const uint8_t*>(mask.data) + row;
-      for (int64_t l = 0; l < seen; ++l) out[l * block.width] = sees[l * mask.column] ? T(0) : hides;
-    } else if (p.mask_kind == MaskKind::additive) {
-      for (int64_t l = 0; l < seen; ++l) out[l * block.width] = read<T>(mask.data, row + l * mask.column, p.storage);
-    } else {
-      for (int64_t l = 0; l < seen; ++l) out[l * block.width] = T(0);
-    }
+    for (int64_t l = 0; l < seen; ++l) out[l * block.width] = mask_bias(p, row + l * mask.column);
     for (int64_t l = seen; l < count; ++l) out[l * block.width] = hides;
   });
 }

@@ -24,6 +24,24 @@ void exponentials(T* column, int64_t width, int64_t keys, bool first, T* maxima,
   store(totals, total);
 }
 
+// One row (whole vectors) of logits becomes e^(s − max).
+template <class T>
+void row_exponentials(T* row, int64_t elements, T& top, T& total) {
+  constexpr int W = kLanes<T>;
+  const int64_t vectors = elements / W;
+  const Vec<T> lowest = broadcast<T>(-std::numeric_limits<T>::infinity());
+  const auto larger = [&](Vec<T> x, int64_t v) MHICL_INLINE_LAMBDA { return max<T>(x, load(row + v * W)); };
+  const Vec<T> highest = largest_by_head<T>(reduce<T>(vectors, lowest, larger, Larger<T>{}), 1);
+  const Vec<T> shift = select<T>(highest == lowest, Vec<T>{}, highest);
+  const auto exponential = [&](Vec<T> sum, int64_t v) MHICL_INLINE_LAMBDA {
+    const Vec<T> e = exp_nonpositive<T>(load(row + v * W) - shift);
+    store(row + v * W, e);
+    return sum + e;
+  };
+  total = sum_by_head<T>(reduce<T>(vectors, Vec<T>{}, exponential, Add<T>{}), 1)[0];
+  top = highest[0];
+}
+
 // w = e^(s − shift) · inverse.
 template <class T>
 void probabilities(T* column, int64_t width, int64_t keys, const T* shift, const T* inverse) {
