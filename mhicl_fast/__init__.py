@@ -1,8 +1,9 @@
 """Multi-head softmax attention over in-context-learning prompts: fused kernels, and how the heads learn.
 
-`prompt_attention` is the operator and `build_info` tells what was built. The rest lives in submodules, imported when
-first used: `tasks` (prompt distributions), `spectral` (theory), `train` (runs), `plots` (figures), `report` (every
-measurement on some weights, and pages about runs), `sweep` (lists of runs) and `explore` (a page with sliders).
+`attention` and `prompt_attention` are the operators, `build_info` tells what was built. The rest lives in submodules,
+imported when first used: `tasks` (prompt distributions), `spectral` (theory), `train` (runs), `plots` (figures),
+`report` (every measurement on some weights, and pages about runs), `sweep` (lists of runs) and `explore` (a page with
+sliders).
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from types import ModuleType
 
 from mhicl_fast._extension import build_info  # first: this loads the compiled module, which registers the operators
 from mhicl_fast._version import __version__
-from mhicl_fast.ops import prompt_attention
+from mhicl_fast.ops import attention, prompt_attention
 
 _SUBMODULES = ("explore", "plots", "reference", "report", "spectral", "sweep", "tasks", "train")
 
-__all__ = ["__version__", "build_info", "prompt_attention"]
+__all__ = ["__version__", "attention", "build_info", "prompt_attention"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -62,16 +62,17 @@ def attention(
     weight 0; a row that sees none gives 0 and a log-sum-exp of −∞.
 
     Shapes: query (B, Hq, Lq, E), key (B, Hk, L, E), value (B, Hk, L, Ev), Hq a multiple of Hk, attn_mask boolean or
-    floating, broadcastable to (B, Hq, Lq, L), key_lengths (B,) -> out (B, Hq, Lq, Ev), log-sum-exp (B, Hq, Lq), which is
-    empty unless the activation is the softmax, weights (B, Hq, Lq, L).
+    floating, broadcastable to (B, Hq, Lq, L), key_lengths (B,) -> out (B, Hq, Lq, Ev), log-sum-exp (B, Hq, Lq), which
+    is empty unless the activation is the softmax, weights (B, Hq, Lq, L).
     """
     hidden = _hidden(query, key, attn_mask, key_lengths, is_causal)
     group = query.shape[1] // max(key.shape[1], 1)
     key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
     if hidden is not None:
-        # What a key holds that no row sees, NaN included, must reach neither a value nor a gradient.
-        unseen = hidden.all(-2).unsqueeze(-1)
-        key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
+        # What a key that no row sees holds, or a row that sees none, NaN included, must reach neither a value nor a
+        # gradient.
+        unseen, empty = hidden.all(-2).unsqueeze(-1), hidden.all(-1, keepdim=True)
+        query, key, value = query.masked_fill(empty, 0), key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
     logits = scale * (query @ key.transpose(-2, -1))
     if attn_mask is not None and attn_mask.is_floating_point():
         logits = logits + attn_mask
@@ -83,7 +84,6 @@ def attention(
         weights, lse = logits.softmax(-1), logits.logsumexp(-1)
         return weights @ value, lse, weights
     # An empty row's softmax over −∞ alone would be NaN, so it runs over zeros and is masked after.
-    empty = hidden.all(-1, keepdim=True)
     logits = logits.masked_fill(hidden, -torch.inf).masked_fill(empty, 0)
     weights = logits.softmax(-1).masked_fill(hidden, 0)
     return weights @ value, logits.logsumexp(-1).masked_fill(empty[..., 0], -torch.inf), weights

@@ -38,13 +38,17 @@ def value_and_grads(
 
     The combination's weights are rounded to `cotangent_dtype`, so that runs in several dtypes can share them.
     """
-    inputs = [x.detach().clone().requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
+    # clone() keeps the strides of tensors without gaps or repetitions only; an alias keeps all.
+    inputs = [x.detach().requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
     outputs = function(*inputs)
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     generator = torch.Generator().manual_seed(5)
     weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(cotangent_dtype) for y in outputs]
     cotangents = [weight.to(y.dtype) for weight, y in zip(weights, outputs, strict=True)]
-    grads = torch.autograd.grad(outputs, [x for x in inputs if x.requires_grad], cotangents)
+    differentiable = [(y, cotangent) for y, cotangent in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    grads = torch.autograd.grad(
+        [y for y, _ in differentiable], [x for x in inputs if x.requires_grad], [c for _, c in differentiable]
+    )
     return [*(y.detach() for y in outputs), *grads]
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from instruction_sets import INSTRUCTION_SETS, run_again
 from prompts import Shape, make_inputs, relative_errors, value_and_grads
 
-import mhicl_fast
 from mhicl_fast import ops, reference
 
 SHAPES = [
@@ -237,15 +234,6 @@ def test_a_forked_child_does_not_hang() -> None:
             child.kill()
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa: str) -> None:
-    sets = mhicl_fast.build_info()["instruction_sets"]
-    if isa not in sets["supported"]:
-        pytest.skip(f"this processor, or this build, has no {isa}")
-    if isa == sets["active"]:
-        return  # all the other tests ran with it
-    here = Path(__file__)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here), "-k", "not instruction_set"]
-    env = os.environ | {"MHICL_ISA": isa}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=here.parent, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    run_again(__file__, isa)

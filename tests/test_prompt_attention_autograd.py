@@ -8,54 +8,13 @@ import pytest
 import torch
 from prompts import Shape, make_inputs
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import vmap
+from transforms import TRANSFORMS, as_function_of, compile_keeping_graphs, scalar
 
 from mhicl_fast import ops, reference
 
 SHAPES = [Shape(3, 4, 2, 1, 2), Shape(3, 4, 2, 2, 2)]
 NAMES = ["context", "query", "kq", "ov"]
-
-
-def as_function_of(operator: Callable[..., Tensor], inputs: list[Tensor], which: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: operator(*inputs[:which], x, *inputs[which + 1 :])
-
-
-def scalar(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *x: operator(*x).square().sum()
-
-
-def _tangent(x: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)
-
-
-def _dual(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with forward_ad.dual_level():
-        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, _tangent(x)))).tangent
-
-
-def _third(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    x = x.clone().requires_grad_()
-    first = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)[0]
-    second = torch.autograd.grad(first.square().sum(), x, create_graph=True)[0]
-    return torch.autograd.grad(second.square().sum(), x)[0]
-
-
-# Each takes a vector-valued function of one argument and the argument.
-TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
-    "grad": lambda f, x: grad(lambda y: f(y).square().sum())(x),
-    "vmap": lambda f, x: vmap(f)(torch.stack([x, 2 * x])),
-    "vmap of grad": lambda f, x: vmap(grad(lambda y: f(y).square().sum()))(torch.stack([x, 2 * x])),
-    "jvp": lambda f, x: jvp(f, (x,), (_tangent(x),))[1],
-    "jacfwd": lambda f, x: jacfwd(f)(x),
-    "nested jacfwd": lambda f, x: jacfwd(jacfwd(lambda y: f(y).square().sum()))(x),
-    "jacrev": lambda f, x: jacrev(f)(x),
-    "hessian": lambda f, x: hessian(lambda y: f(y).square().sum())(x),
-    "jvp of grad": lambda f, x: jvp(grad(lambda y: f(y).square().sum()), (x,), (_tangent(x),))[1],
-    "dual numbers": _dual,
-    "double backward": lambda f, x: torch.autograd.functional.hessian(lambda y: f(y).square().sum(), x),
-    "third derivative": _third,
-}
 
 
 @pytest.mark.parametrize("which", range(4), ids=NAMES)
@@ -127,21 +86,9 @@ def test_opcheck(shape: Shape, keep: tuple[bool, bool]) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_compile_is_one_graph_and_runs_the_kernels_both_ways(shape: Shape, dynamic: bool) -> None:
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-
-    graphs: list[str] = []
-
-    def keep_graph(module: torch.fx.GraphModule, example_inputs: object) -> Callable:
-        graphs.append(module.code)
-        return make_boxed_func(module.forward)
-
-    torch._dynamo.reset()
     inputs = make_inputs(shape, torch.float64, seed=5)
     leaves = [x.requires_grad_(i >= 2) for i, x in enumerate(inputs)]
-    compiled = torch.compile(
-        scalar(ops.prompt_attention), fullgraph=True, dynamic=dynamic, backend=aot_autograd(fw_compiler=keep_graph)
-    )
+    compiled, graphs = compile_keeping_graphs(scalar(ops.prompt_attention), dynamic=dynamic)
     got = torch.autograd.grad(compiled(*leaves), leaves[2:])
     expected = torch.autograd.grad(scalar(reference.prompt_attention)(*leaves), leaves[2:])
     assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(got, expected, strict=True))

@@ -29,6 +29,7 @@ struct Inputs {
   int64_t rows() const { return query.size(2); }
   int64_t keys() const { return key.size(2); }
   int64_t problems() const { return batch() * key.size(1); }
+  bool empty() const { return batch() * heads() * rows() == 0; }
   bool softmax() const { return activation == Activation::softmax; }
 
   at::ScalarType compute_type() const { return compute_dtype(query.scalar_type()); }
@@ -127,7 +128,7 @@ Outputs forward(const Inputs& in, bool want_lse, bool want_weights) {
                               : at::empty({0}, options),
                  in.softmax() ? at::empty({2, in.batch(), in.heads(), in.rows()}, options.dtype(type))
                               : at::empty({0}, options.dtype(type))};
-  if (in.heads() * in.rows() > 0) (type == at::kDouble ? run_forward<double> : run_forward<float>)(in, out);
+  if (!in.empty()) (type == at::kDouble ? run_forward<double> : run_forward<float>)(in, out);
   return out;
 }
 
@@ -182,15 +183,16 @@ void run_backward(const Inputs& in, const Cotangents& grad, const at::Tensor& st
 Gradients backward(const Inputs& in, const Cotangents& grad, const at::Tensor& stats, std::array<bool, 4> needs) {
   const auto type = in.compute_type();
   Gradients gradients;
-  const bool empty = in.heads() * in.rows() == 0;
   const std::array<at::Tensor, 3> inputs = {in.query, in.key, in.value};
   for (int i = 0; i < 3; ++i) {
-    if (needs[i]) gradients[i] = empty ? at::zeros(inputs[i].sizes(), in.query.options()) : at::empty(inputs[i].sizes(), in.query.options());
+    if (!needs[i]) continue;
+    gradients[i] = in.empty() ? at::zeros(inputs[i].sizes(), in.query.options())
+                              : at::empty(inputs[i].sizes(), in.query.options());
   }
   if (needs[3]) {
     gradients[3] = at::zeros({in.batch(), in.heads(), in.rows(), in.keys()}, in.query.options().dtype(type));
   }
-  if (!empty) (type == at::kDouble ? run_backward<double> : run_backward<float>)(in, grad, stats, gradients);
+  if (!in.empty()) (type == at::kDouble ? run_backward<double> : run_backward<float>)(in, grad, stats, gradients);
   if (needs[3]) gradients[3] = at::sum_to(gradients[3], in.mask->sizes()).to(in.mask->scalar_type());
   for (at::Tensor& gradient : gradients) {
     if (!gradient.defined()) gradient = at::empty({0}, in.query.options());

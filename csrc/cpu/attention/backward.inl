@@ -87,17 +87,25 @@ class AttentionBackward {
     std::fill_n(mean_, kRows, T(0));
     if (p_.activation == Activation::softmax) {
       for (int64_t r = 0; r < block.count; ++r) start_row(row + r, r, grad_out_rows_ + r * stride);
+    } else if (p_.mask_kind != MaskKind::none) {
+      for_rows(p_, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
+        if (!sees_a_key(p_, problem, g, i)) forget_row(r, grad_out_rows_ + r * stride);
+      });
     }
     transpose(grad_out_rows_, stride, block.width, p_.value_dim, grad_out_columns_, block.width);
     if (logits_.keys() == 0) std::fill_n(query_sums_, p_.dim * block.width, T(0));
   }
 
-  // The softmax's constants of a row: ∂lse/∂s_l = w_l, so −∂lse adds to the mean. A row that sees nothing is as if it did
-  // not exist.
+  // Takes a row that sees nothing out of sums over rows: zero weights alone do not silence NaN and infinity.
+  void forget_row(int64_t r, T* grad_out) {
+    std::fill_n(grad_out, padded_to_vectors<T>(p_.value_dim), T(0));
+    logits_.forget_row(r);
+  }
+
+  // The softmax's constants of a row: ∂lse/∂s_l = w_l, so −∂lse adds to the mean.
   void start_row(int64_t row, int64_t r, T* grad_out) {
     if (o_.sums[row] == T(0)) {
-      std::fill_n(grad_out, padded_to_vectors<T>(p_.value_dim), T(0));
-      logits_.forget_row(r);
+      forget_row(r, grad_out);
       return;
     }
     shift_[r] = o_.maxima[row];

@@ -241,6 +241,7 @@ class FewRowsBackward {
     rows_.logits(problem);
     gather_rows(p_, problem, rows_.block(), o_.grad_out, p_.value_dim, T(1), grad_out_);
     for (int64_t r = 0; r < rows_.rows(); ++r) activate(first_row + r, r);
+    forget_rows(problem);
     if (o_.grad_value != nullptr) {
       sum_over_rows(problem, rows_.weights, grad_out_, p_.value_dim, o_.grad_value);
     }
@@ -274,17 +275,24 @@ class FewRowsBackward {
     const int64_t vectors = rows_.stride / kLanes<T>;
     if (p_.activation == Activation::relu) rectify(weights, kLanes<T>, vectors);
     if (p_.activation != Activation::softmax) return;
-    if (o_.sums[row] == T(0)) {  // as if the row did not exist
-      std::fill_n(weights, rows_.stride, T(0));
-      std::fill_n(rows_.query + r * padded_to_vectors<T>(p_.dim), padded_to_vectors<T>(p_.dim), T(0));
-      std::fill_n(grad_out_ + r * padded_to_vectors<T>(p_.value_dim), padded_to_vectors<T>(p_.value_dim), T(0));
-      return;
-    }
-    const Vec<T> shift = broadcast<T>(o_.maxima[row]), inverse = broadcast<T>(T(1) / o_.sums[row]);
+    const bool empty = o_.sums[row] == T(0);
+    const Vec<T> shift = broadcast<T>(empty ? T(0) : o_.maxima[row]);
+    const Vec<T> inverse = broadcast<T>(empty ? T(0) : T(1) / o_.sums[row]);
     for (int64_t v = 0; v < vectors; ++v) {
       T* at = weights + v * kLanes<T>;
       store(at, exp_nonpositive<T>(load(at) - shift) * inverse);
     }
+  }
+
+  // Takes rows that see nothing out of sums over rows: zero weights alone do not silence NaN and infinity.
+  void forget_rows(const Problem<T>& problem) {
+    if (p_.mask_kind == MaskKind::none) return;
+    const int64_t dim = padded_to_vectors<T>(p_.dim), value_dim = padded_to_vectors<T>(p_.value_dim);
+    for_rows(p_, rows_.block(), [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
+      if (sees_a_key(p_, problem, g, i)) return;
+      std::fill_n(rows_.query + r * dim, dim, T(0));
+      std::fill_n(grad_out_ + r * value_dim, value_dim, T(0));
+    });
   }
 
   void differentiate(int64_t row, int64_t r) {

@@ -84,6 +84,18 @@ void fill_bias(const AttentionParams<T>& p, const Problem<T>& problem, const Row
   });
 }
 
+// Whether row i of head g of the group sees any key.
+template <class T>
+bool sees_a_key(const AttentionParams<T>& p, const Problem<T>& problem, int64_t g, int64_t i) {
+  const Operand<const void*>& mask = p.mask;
+  const int64_t row = problem.batch * mask.batch + (problem.head * p.group + g) * mask.head + i * mask.row;
+  const int64_t keys = p.causal ? std::min(problem.keys, i + 1) : problem.keys;
+  for (int64_t l = 0; l < keys; ++l) {
+    if (mask_bias(p, row + l * mask.column) != -std::numeric_limits<T>::infinity()) return true;
+  }
+  return false;
+}
+
 // Puts `value` where a row does not see a key. Adds the mask elsewhere if Add.
 template <class T, bool Add>
 void hide(T* table, const Sight<T>& sight, T value) {

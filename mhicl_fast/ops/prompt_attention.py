@@ -1,13 +1,4 @@
-"""The operators: public function, fake kernel and derivatives of each, side by side.
-
-How every operator is differentiated:
-
-* First-order reverse mode is the kernel's own backward operator, in eager mode and under `torch.compile`.
-* The backward operator is differentiated in turn through the plain-PyTorch definition in `reference`, so
-  `create_graph=True` keeps the kernel's first derivatives and gets right higher ones.
-* Under `torch.func` transforms and in forward mode the whole operator computes through its definition. A registered
-  autograd formula alone would give zero tangents there without a word.
-"""
+"""Attention of one query per prompt over its own raw context: the operators for values, and for moments."""
 
 from __future__ import annotations
 
@@ -16,14 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import _extension as _extension  # loads the compiled operators
-from . import reference
-from .validation import check_attention_inputs, check_length_values
-
-Definition = Callable[..., Tensor | tuple[Tensor, ...]]
-Grads = tuple[Tensor | None, ...]
+from .. import reference
+from ..validation import check_length_values, check_prompt_inputs
+from .derivatives import (
+    Grads,
+    as_int64,
+    autocast,
+    compute_dtype,
+    differentiate_backward,
+    in_compute_dtype,
+    needs_definition,
+    register_derivative,
+    where_needed,
+)
 
 
 def prompt_attention(
@@ -50,10 +47,10 @@ def prompt_attention(
         TypeError: an argument is no floating-point tensor, or dtypes differ.
         ValueError: a shape does not fit, devices differ or have no kernels, or a length lies outside [0, L].
     """
-    context, query, kq, ov = _autocast(context, query, kq, ov)
-    check_attention_inputs(context, query, kq, ov, context_lengths)
-    if _needs_definition(context, query, kq, ov):
-        check_length_values(context_lengths, context.shape[1])
+    context, query, kq, ov = autocast(context, query, kq, ov)
+    check_prompt_inputs(context, query, kq, ov, context_lengths)
+    if needs_definition(context, query, kq, ov):
+        check_length_values("context_lengths", context_lengths, context.shape[1], "prompt")
         return _definition(reference.prompt_attention, context_lengths)(context, query, kq, ov)
     one_model = kq.dim() == 3
     if one_model:
@@ -63,7 +60,7 @@ def prompt_attention(
     differentiates_logits = (kq.requires_grad or query.requires_grad) and not context.requires_grad
     keep_jacobian = graph and differentiates_logits and _jacobian_pays(ov, context.shape[1])
     out, _, _ = torch.ops.mhicl.prompt_attention(
-        context, query, kq, ov, _as_int64(context_lengths), keep_moments, keep_jacobian
+        context, query, kq, ov, as_int64(context_lengths), keep_moments, keep_jacobian
     )
     return out[0] if one_model else out
 
@@ -79,12 +76,12 @@ def prompt_moments(
         Moments c_h = Σ_l p_lh z_l, (N, H, D), and overlaps K_hg = Σ_l p_lh p_lg, (N, H, H); with a leading M for
         kq (M, H, D, D).
     """
-    context, query, kq = _autocast(context, query, kq)
-    check_attention_inputs(context, query, kq, None, context_lengths)
-    if _needs_definition(context, query, kq):
-        check_length_values(context_lengths, context.shape[1])
+    context, query, kq = autocast(context, query, kq)
+    check_prompt_inputs(context, query, kq, None, context_lengths)
+    if needs_definition(context, query, kq):
+        check_length_values("context_lengths", context_lengths, context.shape[1], "prompt")
         return _definition(reference.prompt_moments, context_lengths)(context, query, kq)
-    lengths = _as_int64(context_lengths)
+    lengths = as_int64(context_lengths)
     if kq.dim() == 3:
         return torch.ops.mhicl.prompt_moments(context, query, kq, lengths, True)
     if kq.shape[0] == 0:  # nothing to compute, but shapes and a graph to return
@@ -104,7 +101,7 @@ def _(
     keep_jacobian: bool,
 ) -> tuple[Tensor, ...]:
     models, heads, outputs, dim = ov.shape
-    compute = _compute_dtype(context.dtype)
+    compute = compute_dtype(context.dtype)
     n = query.shape[0]
     return (
         context.new_empty(models, n, outputs),
@@ -149,7 +146,7 @@ def _(
     return tuple(context.new_empty(x.shape if need else (0,)) for x, need in zip((context, query, kq), needs))
 
 
-def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _attention_setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
     context, query, kq, ov, lengths, _, _ = inputs
     _, moments, jacobian = output
     ctx.set_materialize_grads(False)
@@ -162,23 +159,25 @@ def _attention_backward(ctx: Any, grad_out: Tensor | None, *of_what_was_kept: No
     if grad_out is None:
         return (None,) * 7
     grads = torch.ops.mhicl.prompt_attention_backward(grad_out, *ctx.saved_tensors, needs)
-    return *_where_needed(grads, needs), None, None, None
+    return *where_needed(grads, needs), None, None, None
 
 
-def _attention_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _attention_backward_setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
     grad_out, context, query, kq, ov, lengths, _, _, needs = inputs
     ctx.save_for_backward(grad_out, context, query, kq, ov, lengths)
     ctx.needs = needs
 
 
 def _attention_double_backward(ctx: Any, *grads: Tensor | None) -> Grads:
-    *inputs, lengths = ctx.saved_tensors
-    definition = _definition(reference.prompt_attention, lengths)
-    second = _differentiate_backward(definition, inputs, 1, ctx.needs, ctx.needs_input_grad[:5], grads)
+    grad_out, *inputs, lengths = ctx.saved_tensors
+    attention = _definition(reference.prompt_attention, lengths)
+    second = differentiate_backward(
+        lambda *x: (attention(*x),), [grad_out], inputs, ctx.needs, ctx.needs_input_grad[:5], grads
+    )
     return *second, None, None, None, None
 
 
-def _moments_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _moments_setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
     context, query, kq, lengths, ctx.want_overlaps = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(context, query, kq, lengths)
@@ -191,10 +190,10 @@ def _moments_backward(ctx: Any, grad_moments: Tensor | None, grad_overlaps: Tens
         grad_moments = query.new_zeros(query.shape[0], kq.shape[0], kq.shape[1])
     overlaps = grad_overlaps if ctx.want_overlaps else None
     grads = torch.ops.mhicl.prompt_moments_backward(grad_moments, overlaps, context, query, kq, lengths, needs)
-    return *_where_needed(grads, needs), None, None
+    return *where_needed(grads, needs), None, None
 
 
-def _moments_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _moments_backward_setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
     grad_moments, grad_overlaps, context, query, kq, lengths, needs = inputs
     ctx.save_for_backward(grad_moments, grad_overlaps, context, query, kq, lengths)
     ctx.needs = needs
@@ -202,15 +201,10 @@ def _moments_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> N
 
 def _moments_double_backward(ctx: Any, *grads: Tensor | None) -> Grads:
     grad_moments, grad_overlaps, context, query, kq, lengths = ctx.saved_tensors
-    cotangents = [grad_moments] if grad_overlaps is None else [grad_moments, grad_overlaps]
-    wanted = [need for i, need in enumerate(ctx.needs_input_grad[:5]) if i != 1 or grad_overlaps is not None]
     both = _definition(reference.prompt_moments, lengths)
-    second = _differentiate_backward(
-        lambda *x: both(*x)[: len(cotangents)],
-        [*cotangents, context, query, kq], len(cotangents), ctx.needs, wanted, grads,
-    )  # fmt: skip
-    if grad_overlaps is None:
-        second.insert(1, None)
+    second = differentiate_backward(
+        both, [grad_moments, grad_overlaps], [context, query, kq], ctx.needs, ctx.needs_input_grad[:5], grads
+    )
     return *second, None, None
 
 
@@ -220,63 +214,18 @@ for _name, _backward, _setup in (
     ("prompt_moments", _moments_backward, _moments_setup),
     ("prompt_moments_backward", _moments_double_backward, _moments_backward_setup),
 ):
-    torch.library.register_autograd(f"mhicl::{_name}", _backward, setup_context=_setup)
-
-
-def _differentiate_backward(
-    definition: Definition,
-    inputs: Sequence[Tensor],
-    n_cotangents: int,
-    backward_needs: Sequence[bool],
-    needs: Sequence[bool],
-    grads: Sequence[Tensor | None],
-) -> list[Tensor | None]:
-    """The gradient of a backward operator, through the definition of the forward one.
-
-    `inputs` are the backward operator's: `n_cotangents` cotangents of the definition's outputs, then the definition's
-    arguments. `backward_needs` says which arguments the backward operator differentiated by, `needs` which inputs want
-    a gradient now, and `grads` are the gradients of the backward operator's results.
-    """
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases, since a saved tensor may itself be a function of another one.
-        aliases = [x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_() for x in inputs]
-        cotangents, arguments = aliases[:n_cotangents], aliases[n_cotangents:]
-        outputs = definition(*arguments)
-        first_inputs = [x for x, need in zip(arguments, backward_needs) if need]
-        first = torch.autograd.grad(outputs, first_inputs, cotangents, create_graph=True)
-    pairs = [
-        (value, grad)
-        for value, grad in zip(first, [g for g, need in zip(grads, backward_needs) if need])
-        if grad is not None and value.requires_grad
-    ]
-    wanted = [x for x, need in zip(aliases, needs) if need]
-    values, cogradients = [value for value, _ in pairs], [grad for _, grad in pairs]
-    second = iter(torch.autograd.grad(values, wanted, cogradients, create_graph=create_graph, allow_unused=True))
-    return [next(second) if need else None for need in needs]
+    register_derivative(_name, _backward, _setup)
 
 
 def _definition(function: Callable[..., Any], context_lengths: Tensor | None) -> Callable[..., Any]:
-    """A function of `reference` with its lengths given; computed in float32 for 16-bit types, as by the kernels."""
+    """A function of `reference` with its lengths given, rounded to the dtype of its arguments."""
+    exact = in_compute_dtype(lambda *tensors: function(*tensors, context_lengths))
 
-    def compute(*tensors: Tensor) -> Any:
-        dtype, device = tensors[0].dtype, tensors[0].device.type
-        if _autocasts(device):
-            with torch.autocast(device, enabled=False):
-                return compute(*tensors)
-        outputs = function(*(x.to(_compute_dtype(dtype)) for x in tensors), context_lengths)
+    def rounded(*tensors: Tensor) -> Any:
+        outputs, dtype = exact(*tensors), tensors[0].dtype
         return outputs.to(dtype) if isinstance(outputs, Tensor) else tuple(y.to(dtype) for y in outputs)
 
-    return compute
-
-
-def _needs_definition(*tensors: Tensor) -> bool:
-    """Whether a transform is active that only the plain-PyTorch definition gets right."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    if forward_ad._current_level < 0:
-        return False
-    return torch.compiler.is_compiling() or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return rounded
 
 
 def _jacobian_pays(ov: Tensor, context_length: int) -> bool:
@@ -286,32 +235,9 @@ def _jacobian_pays(ov: Tensor, context_length: int) -> bool:
     columns fit beside the logits in one vector. What is kept must stay smaller than the context.
     """
     models, heads, outputs, _ = ov.shape
-    bytes_kept_a_row = (1 + outputs) * models * heads * _compute_dtype(ov.dtype).itemsize
+    bytes_kept_a_row = (1 + outputs) * models * heads * compute_dtype(ov.dtype).itemsize
     padded_heads = 1
     while padded_heads < heads:
         padded_heads *= 2
     in_one_vector = outputs == 1 or (1 + outputs) * padded_heads <= 16
     return in_one_vector and bytes_kept_a_row <= context_length * ov.dtype.itemsize
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    if not all(isinstance(x, Tensor) for x in tensors) or not _autocasts(tensors[0].device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
-    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def _where_needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    return [grad if need else None for grad, need in zip(grads, needs)]
-
-
-def _as_int64(lengths: Tensor | None) -> Tensor | None:
-    return None if lengths is None else lengths.to(torch.int64)
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
