@@ -48,7 +48,8 @@ lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMPS)/package ## check the results, then time them against plain PyTorch
-	$(BIN)/python benchmarks/prompt_attention.py
+	$(BIN)/mhicl bench
+	$(BIN)/mhicl bench --operator prompt_attention --dtype float32 float64
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/flows.py
 

@@ -1,4 +1,4 @@
-"""pytest-benchmark: one training step's forward and backward pass.
+"""pytest-benchmark: one training step's forward and backward pass, the result checked first.
 
 pytest benchmarks --benchmark-group-by=param:shape,param:dtype
 """
@@ -6,16 +6,21 @@ pytest benchmarks --benchmark-group-by=param:shape,param:dtype
 from __future__ import annotations
 
 import pytest
-import torch
-from formulations import EAGER, ours
-from prompt_attention import SHAPES, Shape, check, make_inputs, step
+from torch import Tensor
+
+from mhicl_fast.bench import default_shapes
+from mhicl_fast.bench.measuring import BOUNDS
+from mhicl_fast.bench.problem import DTYPES, Problem, relative_errors
+from mhicl_fast.bench.prompt_formulations import EAGER
+from mhicl_fast.bench.shapes import Shape
 
 
 @pytest.mark.parametrize("name", ["mhicl_fast", *EAGER])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
-def test_step(benchmark, shape: Shape, dtype: torch.dtype, name: str) -> None:
-    model = {"mhicl_fast": ours, **EAGER}[name]
-    inputs, grad_out = make_inputs(shape, dtype)
-    check(name, model, inputs, grad_out, 1e-11 if dtype == torch.float64 else 2e-5)
-    benchmark(step, model, inputs, grad_out)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", default_shapes("prompt_attention"), ids=str)
+def test_step(benchmark, shape: Shape, dtype: str, name: str) -> None:
+    problem = Problem.make(shape, DTYPES[dtype])
+    model = problem.models([name])[name]
+    found: tuple[Tensor, ...] = problem.step(model)
+    assert max(relative_errors(found, problem.exact(), problem.grad_out)) <= BOUNDS[dtype]
+    benchmark(problem.timed_step, model, problem.leaves())

@@ -17,19 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from formulations import COMPILED, EAGER, projected
-from measure import Timing, fma_peak, time_in_turns
 from torch import Tensor
 
 import mhicl_fast
 from mhicl_fast import spectral
+from mhicl_fast.bench import Timing, fma_peak, time_in_turns
+from mhicl_fast.bench.prompt_formulations import COMPILED, EAGER, projected
 from mhicl_fast.presets import preset
 from mhicl_fast.tasks import MultiTaskRegression
 from mhicl_fast.train import Objective, RunConfig, balanced_decomposable
@@ -259,11 +258,10 @@ def seconds_a_normal() -> float:
 
 
 MEMORY = """
-import sys; sys.path.insert(0, sys.argv[1])
 import mhicl_fast.plots
 from mhicl_fast.presets import preset
 from mhicl_fast.train.stepping import make_stepper
-from prompt_attention import peak_resident, reset_peak, resident
+from mhicl_fast.bench.memory import peak_resident, reset_peak, resident
 before = resident()
 reset_peak()
 config = preset({name!r}).with_settings(["n_prompts={prompts}"])
@@ -275,10 +273,10 @@ print((peak_resident() - before) / 1e6)
 
 def memory() -> dict[str, float]:
     """Megabytes by which training's peak exceeds what a process that has imported everything holds (Linux)."""
-    rows, here = {}, os.path.dirname(os.path.abspath(__file__))
+    rows = {}
     for name, prompts, count in (("single-task", 10_000, 3), ("single-task", 100_000, 1), ("demystified", 256, 20_000)):
         code = MEMORY.format(name=name, prompts=prompts, steps=count)
-        done = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         rows[f"{name}, N={prompts}, {count} steps"] = float(done.stdout)
     print("\npeak memory over the imports: " + "; ".join(f"{name}: {size:.0f} MB" for name, size in rows.items()))
     return rows

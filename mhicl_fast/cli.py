@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(error: Exception) -> int | None:
     """The exit status of an error whose message says what is wrong; None for one that should not have been."""
+    from .bench.errors import BenchFailedError, BenchInputError
     from .explore import ExploreError
     from .sweep import SweepError
     from .train.checkpoints import CheckpointError
@@ -51,11 +52,10 @@ def _status(error: Exception) -> int | None:
     from .train.stepping import TrainingError
     from .train.storage import StorageError
 
-    if isinstance(error, (ConfigError, FolderError, OdeError)):
+    if isinstance(error, (ConfigError, FolderError, OdeError, BenchInputError)):
         return BAD_INPUT
-    return (
-        FAILED if isinstance(error, (StorageError, CheckpointError, TrainingError, ExploreError, SweepError)) else None
-    )
+    failures = (StorageError, CheckpointError, TrainingError, ExploreError, SweepError, BenchFailedError)
+    return FAILED if isinstance(error, failures) else None
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -164,6 +164,12 @@ def _explore(options: argparse.Namespace) -> None:
     serve(port=options.port, open_browser=options.open_browser)
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from .bench.command import bench
+
+    bench(options)
+
+
 def _info(options: argparse.Namespace) -> None:
     from ._extension import build_info, format_build_info
 
@@ -214,7 +220,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mhicl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
-    for add in (_add_run, _add_sweep, _add_resume, _add_report, _add_ode, _add_theory, _add_explore, _add_info):
+    for add in (
+        _add_run,
+        _add_sweep,
+        _add_resume,
+        _add_report,
+        _add_ode,
+        _add_theory,
+        _add_explore,
+        _add_bench,
+        _add_info,
+    ):
         add(commands)
     return parser
 
@@ -326,6 +342,42 @@ def _add_explore(commands: Commands) -> None:
     command.add_argument(
         "--no-browser", dest="open_browser", action="store_false", help="print the address, open nothing"
     )
+
+
+def _add_bench(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "bench",
+        _bench,
+        "time the operators against PyTorch's own ways, after checking the results",
+        "mhicl bench",
+        "mhicl bench --shapes 64,8,81,81,32,causal 2000,8/1,1,100,51 --only eager sdpa",
+        "mhicl bench --random 20 --seed 3 --json today.json --figure today.png --compare yesterday.json",
+        "mhicl bench --operator prompt_attention --dtype float32 float64 --threads 2",
+    )
+    option = command.add_argument
+    option("--operator", choices=("attention", "prompt_attention"), default="attention", help="default: attention")
+    option(
+        "--shapes",
+        metavar="SHAPE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="B,H,Lq,L,E[,Ev][,causal] where H is heads or heads/key heads, for prompt_attention N,L,d,H,I; or files "
+        "of such lines (default: shapes of public code)",
+    )
+    option("--random", metavar="K", type=int, help="draw K shapes from the range of in-context learning")
+    option("--seed", metavar="S", type=int, default=0, help="seed of the drawn shapes (default: 0)")
+    option("--dtype", metavar="D", nargs="+", default=["float32"], help="float32 (default), float64, bfloat16, float16")
+    option("--only", metavar="NAME", nargs="+", help="competitors to measure (default: all)")
+    option("--seconds", metavar="T", type=float, help="time for each competitor and pass (default: 1)")
+    option("--rounds", metavar="R", type=int, help="rounds of turns, whatever time they take, in place of --seconds")
+    option("--threads", metavar="J", type=int, help="PyTorch's threads (default: as it starts)")
+    option("--quick", action="store_true", help="0.1 s, nothing that is compiled, no memory")
+    option("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
+    option("--json", metavar="FILE", type=Path, help="write everything that was measured there")
+    option("--figure", metavar="FILE", type=Path, help="draw the ratios into this PNG file")
+    option("--compare", metavar="FILE", type=Path, help="set the times against those of an earlier --json file")
 
 
 def _add_info(commands: Commands) -> None:

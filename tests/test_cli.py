@@ -103,7 +103,7 @@ def test_incomplete_commands_show_the_usage(capsys: pytest.CaptureFixture[str], 
     assert "usage: mhicl" in capsys.readouterr().err
 
 
-COMMANDS = ("run", "resume", "sweep", "report", "ode", "theory", "explore", "info")
+COMMANDS = ("run", "resume", "sweep", "report", "ode", "theory", "explore", "bench", "info")
 
 
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..validation import check_length_values, check_prompt_inputs
+from .chunks import Tensors, over_prompts, prompts_at_a_time
 from .derivatives import (
     Grads,
     as_int64,
@@ -169,12 +170,16 @@ def _attention_backward_setup(ctx: Any, inputs: tuple[Any, ...], options: dict[s
 
 
 def _attention_double_backward(ctx: Any, *grads: Tensor | None) -> Grads:
-    grad_out, *inputs, lengths = ctx.saved_tensors
-    attention = _definition(reference.prompt_attention, lengths)
-    second = differentiate_backward(
-        lambda *x: (attention(*x),), [grad_out], inputs, ctx.needs, ctx.needs_input_grad[:5], grads
-    )
-    return *second, None, None, None, None
+    def second(grad_out: Tensor, *others: Tensor | None) -> Tensors:
+        *inputs, lengths = others[:5]
+        attention = _definition(reference.prompt_attention, lengths)
+        return differentiate_backward(
+            lambda *x: (attention(*x),), [grad_out], inputs, ctx.needs, ctx.needs_input_grad[:5], others[5:]
+        )
+
+    dims = (1, 0, 0, None, None, 0, 0, 0, None, None)
+    _, context, _, kq, *_ = ctx.saved_tensors
+    return *_second_pass(ctx, second, grads, dims, context, kq), None, None, None, None
 
 
 def _moments_setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
@@ -200,12 +205,31 @@ def _moments_backward_setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str
 
 
 def _moments_double_backward(ctx: Any, *grads: Tensor | None) -> Grads:
-    grad_moments, grad_overlaps, context, query, kq, lengths = ctx.saved_tensors
-    both = _definition(reference.prompt_moments, lengths)
-    second = differentiate_backward(
-        both, [grad_moments, grad_overlaps], [context, query, kq], ctx.needs, ctx.needs_input_grad[:5], grads
-    )
-    return *second, None, None
+    def second(grad_moments: Tensor, grad_overlaps: Tensor | None, *others: Tensor | None) -> Tensors:
+        *inputs, lengths = others[:4]
+        both = _definition(reference.prompt_moments, lengths)
+        return differentiate_backward(
+            both, [grad_moments, grad_overlaps], inputs, ctx.needs, ctx.needs_input_grad[:5], others[4:]
+        )
+
+    dims = (0, 0, 0, 0, None, 0, 0, 0, None)
+    _, _, context, _, kq, _ = ctx.saved_tensors
+    return *_second_pass(ctx, second, grads, dims, context, kq), None, None
+
+
+def _second_pass(
+    ctx: Any,
+    second: Callable[..., Tensors],
+    grads: Sequence[Tensor | None],
+    dims: Sequence[int | None],
+    context: Tensor,
+    kq: Tensor,
+) -> Tensors:
+    """`second` of the saved tensors and the needed gradients; over chunks of prompts unless its graph is wanted."""
+    inputs = [*ctx.saved_tensors, *(grad if need else None for grad, need in zip(grads, ctx.needs))]
+    if torch.is_grad_enabled():
+        return second(*inputs)
+    return over_prompts(second, inputs, dims, prompts_at_a_time(context, kq.shape[:-2].numel()))
 
 
 for _name, _backward, _setup in (

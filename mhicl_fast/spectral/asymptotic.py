@@ -133,4 +133,6 @@ def query_average(weights: Tensor) -> tuple[Tensor, Tensor]:
     log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     pair = torch.empty(heads, heads, dtype=torch.int64, device=weights.device)
     pair[first, second] = pair[second, first] = torch.arange(len(first), device=weights.device)
-    return torch.exp(-log_determinant / 2)[pair], torch.cholesky_inverse(factor)[pair]
+    # Not cholesky_inverse: its forward-mode derivative is wrong (pytorch/pytorch#196682).
+    inverse_factor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return torch.exp(-log_determinant / 2)[pair], (inverse_factor.mT @ inverse_factor)[pair]

@@ -1,6 +1,7 @@
 """Training: estimates of the loss, parameters, update rules, and runs in folders that survive being killed."""
 
 from .config import ConfigError, RunConfig
+from .hessian import HessianOperator, HessianProduct, hessian, hessian_vector_product
 from .lengths import LengthCurve, measure_lengths
 from .loaded import LoadedRun, load_run
 from .loop import resume, run
@@ -25,6 +26,8 @@ __all__ = [
     "GradientFlow",
     "GradientNoise",
     "GrowthRates",
+    "HessianOperator",
+    "HessianProduct",
     "LengthCurve",
     "LoadedRun",
     "LossAndGradients",
@@ -39,6 +42,8 @@ __all__ = [
     "balanced_decomposable",
     "evaluate",
     "gradient_noise",
+    "hessian",
+    "hessian_vector_product",
     "initial_parameters",
     "load_run",
     "matrix_flow",

@@ -119,7 +119,8 @@ def population_loss(
     kq (H, D, D), ov (H, I, D) with D = dim_x + n_tasks, both float32 or both float64; the prompts are drawn in that
     type. `estimator` is "sampled", "conditional", "subspace" or "asymptotic"; the last takes no prompts and uses
     `order` ("leading" or "first" in 1/L). With several chunks of prompts the backward pass draws each chunk again
-    instead of keeping it. "subspace" can be differentiated once.
+    instead of keeping it, except under `torch.func` transforms, which keep all. "subspace" can be differentiated once.
+    For second derivatives of many prompts, `hessian_vector_product` takes less time and little memory.
 
     Raises ValueError for wrong shapes, an unknown estimator, for `conditional` and `subspace` where the logits read
     labels (KQ[:, dim_x:, :dim_x] must be 0), and for `subspace` where the outputs read covariates (OV[:, :, :dim_x]
@@ -133,7 +134,7 @@ def population_loss(
     total = kq.new_zeros((), dtype=torch.float64)
     for first, count in chunks:
         arguments = (task, kq, ov, estimator, n_prompts, count, first, seed, step, order)
-        if len(chunks) == 1:
+        if len(chunks) == 1 or torch._C._are_functorch_transforms_active():  # those refuse checkpoints
             total = total + _chunk_loss(*arguments)
         else:
             total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -214,6 +215,8 @@ def check_arguments(task: MultiTaskRegression, kq: Tensor, ov: Tensor, estimator
 
 
 def _require_zero(estimator: str, what: str, name: str, block: Tensor) -> None:
+    while torch._C._functorch.is_functorch_wrapped_tensor(block):  # under vmap, all of the batch's values
+        block = torch._C._functorch.get_unwrapped(block)
     largest = block.detach().abs().max()
     if not largest == 0:  # so that NaN is refused too
         raise ValueError(

@@ -7,18 +7,19 @@ keys and values are the raw context.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mhicl_fast import prompt_attention
+import mhicl_fast
 
-
-def ours(context: Tensor, query: Tensor, kq: Tensor, ov: Tensor) -> Tensor:
-    return prompt_attention(context, query, kq, ov)
+Model = Callable[..., Tensor]
 
 
 def absorbed(context: Tensor, query: Tensor, kq: Tensor, ov: Tensor) -> Tensor:
+    """Products of matrices, the heads as rows over one context."""
     n, dim = query.shape
     heads, outputs, _ = ov.shape
     projected_query = (query @ kq.reshape(heads * dim, dim).mT).view(n, heads, dim)
@@ -45,6 +46,7 @@ def broadcast(context: Tensor, query: Tensor, kq: Tensor, ov: Tensor) -> Tensor:
 
 
 def projected(context: Tensor, query: Tensor, kq: Tensor, ov: Tensor) -> Tensor:
+    """Keys and values of every token and head."""
     keys = torch.einsum("hed,nle->nhld", kq, context)
     values = torch.einsum("hod,nld->nhlo", ov, context)
     probabilities = torch.einsum("nhld,nd->nhl", keys, query).softmax(-1)
@@ -52,5 +54,13 @@ def projected(context: Tensor, query: Tensor, kq: Tensor, ov: Tensor) -> Tensor:
 
 
 # The compiled ones are compiled anew for each shape: PyTorch's best case.
-EAGER = {"absorbed eager": absorbed, "absorbed SDPA": absorbed_sdpa}
-COMPILED = {"absorbed compiled": absorbed, "broadcast compiled": broadcast}
+EAGER: dict[str, Model] = {"absorbed-eager": absorbed, "absorbed-sdpa": absorbed_sdpa}
+COMPILED: dict[str, Model] = {"absorbed-compile": absorbed, "broadcast-compile": broadcast}
+NAMES = ("mhicl_fast", *EAGER, *COMPILED, "projected")
+
+
+def prompt_competitors(wanted: Container[str] = NAMES) -> dict[str, Model]:
+    """The wanted functions by name, in the order of `NAMES`."""
+    models = {"mhicl_fast": mhicl_fast.prompt_attention, **EAGER, "projected": projected}
+    models |= {name: torch.compile(model, dynamic=False) for name, model in COMPILED.items() if name in wanted}
+    return {name: models[name] for name in NAMES if name in wanted}

@@ -1,0 +1,70 @@
+"""Two reports side by side: what became faster or slower, beyond the spread of both."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ..train.wording import number
+from .errors import BenchInputError
+from .results import OURS, PASSES, Report, ShapeResult
+from .table import NONE, aligned
+from .timing import Timing
+
+
+class Change(NamedTuple):
+    """New time in terms of the old one: of the medians, and the extremes that both pairs of quartiles allow."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, new: Timing, old: Timing) -> Change:
+        return cls(new.median / old.median, new.low / old.high, new.high / old.low)
+
+    @property
+    def verdict(self) -> str:
+        """ "faster" or "slower" where the quartiles do not overlap, else nothing."""
+        return "faster" if self.high < 1 else "slower" if self.low > 1 else ""
+
+
+def changes(new: ShapeResult, old: ShapeResult, name: str) -> dict[str, Change]:
+    """By pass, of a competitor that both results have times of."""
+    if name not in new.entries or name not in old.entries:
+        return {}
+    now, then = new.entries[name].times, old.entries[name].times
+    return {part: Change.of(now[part], then[part]) for part in PASSES if part in now and part in then}
+
+
+def compare_reports(new: Report, old: Report) -> str:
+    """A table of mhicl_fast's new times in terms of the old ones, at the shapes that both reports have.
+
+    Beside them stands what became of the competitors' times (forward + backward, geometric mean): they are the same
+    code, unless torch differs, so that is the machine's drift. BenchInputError where no shape is in both.
+    """
+    before = {(result.shape, result.dtype): result for result in old.results}
+    pairs = [(result, before[key]) for result in new.results if (key := (result.shape, result.dtype)) in before]
+    if not pairs:
+        raise BenchInputError("the two reports have no shape and dtype in common")
+    rows = [("new time / old time", *PASSES, "competitors"), *(_row(result, then) for result, then in pairs)]
+    facts = {fact: (old.machine.get(fact, NONE), value) for fact, value in new.machine.items() if fact != "date"}
+    different = [f"{fact}: {then}, now {now}" for fact, (then, now) in facts.items() if then != now]
+    return "\n".join([aligned(rows), *different])
+
+
+def _row(new: ShapeResult, old: ShapeResult) -> tuple[str, ...]:
+    ours = changes(new, old, OURS)
+    cells = []
+    for part in PASSES:
+        change = ours.get(part)
+        cells.append(
+            f"{change.verdict} {change.ratio:.2f} ({change.low:.2f}–{change.high:.2f})".strip() if change else NONE
+        )
+    return (f"  {new.shape} {new.dtype}", *cells, _drift(new, old))
+
+
+def _drift(new: ShapeResult, old: ShapeResult) -> str:
+    found = [changes(new, old, name).get("both") for name in new.entries if name != OURS]
+    logs = [math.log(change.ratio) for change in found if change]
+    return number(math.exp(sum(logs) / len(logs)), 3) if logs else NONE

@@ -1,0 +1,230 @@
+"""Measures shape after shape: the results are checked first, then times are taken in turns, then memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+import torch
+
+from .._version import __version__
+from ..train.machine import machine
+from .errors import BenchInputError
+from .memory import peak_memory
+from .problem import COMPILED, DTYPES, NAMES, Model, Problem, relative_errors
+from .results import NOT_ASKED, OURS, Entry, Report, ShapeResult
+from .roofs import Roofs, fma_peak, read_bandwidth
+from .shapes import Shape, default_shapes, read_shapes
+from .timing import Timing, calls_in_turns
+
+# The largest relative errors that a right result may have.
+BOUNDS = {"float64": 1e-11, "float32": 2e-5, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def _silent(_: str) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of every shape, checked when made: BenchInputError says what is wrong.
+
+    operator "attention" or "prompt_attention"; names of dtypes; `only` these competitors (default: all; mhicl_fast is
+    always measured); `seconds` of timing per competitor and pass, or a number of `rounds`; peak `memory` or none;
+    `extra` competitors, functions of the operator's tensors by name, whose memory is not measured.
+    """
+
+    operator: str = "attention"
+    dtypes: tuple[str, ...] = ("float32",)
+    only: Collection[str] | None = None
+    seconds: float = 1.0
+    rounds: int | None = None
+    memory: bool = True
+    extra: Mapping[str, Model] | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("operator", self.operator, NAMES)
+        for dtype in self.dtypes:
+            _one_of("dtype", dtype, DTYPES)
+        for name in self.only or ():
+            _one_of("competitor", name, [*NAMES[self.operator], *(self.extra or ())])
+        if not self.seconds > 0:
+            raise BenchInputError(f"seconds must be positive, got {self.seconds}")
+        if self.rounds is not None and self.rounds < 1:
+            raise BenchInputError(f"rounds must be positive, got {self.rounds}")
+
+    def settings(self) -> dict[str, Any]:
+        """What a report says about it."""
+        return {
+            "operator": self.operator,
+            "seconds": self.seconds,
+            "rounds": self.rounds,
+            "only": None if self.only is None else sorted(self.only),
+        }
+
+    def models(self, problem: Problem) -> dict[str, Model]:
+        """The chosen functions by name, ours first."""
+        wanted = NAMES[self.operator] if self.only is None else {OURS, *self.only}
+        extra = {name: model for name, model in (self.extra or {}).items() if self.only is None or name in wanted}
+        return problem.models(wanted) | extra
+
+
+def without_compiled(operator: str) -> list[str]:
+    """The competitors that need no compiler."""
+    return [name for name in NAMES[operator] if name not in COMPILED[operator]]
+
+
+def run(shapes: Iterable[str | Shape] | None = None, *, tell: Callable[[str], None] = _silent, **plan: Any) -> Report:
+    """Measure mhicl_fast and its competitors on CPU, at each shape and dtype.
+
+    shapes: texts as `mhicl bench --shapes` takes, or shapes; None for the default ones. `plan`: the fields of `Plan`.
+    `tell` hears what is being done. Takes seconds per shape and competitor, and compiles some of them. Raises
+    BenchInputError (a ValueError) for a shape or setting that cannot be, before anything runs. A competitor that fails
+    or gives a wrong result, ours too, is in the report with the reason and without times.
+    """
+    chosen = Plan(**plan)
+    listed = as_shapes(chosen.operator, shapes)
+    report = begin(chosen, tell)
+    report.results.extend(measure(chosen, listed, tell))
+    return report
+
+
+def as_shapes(operator: str, shapes: Iterable[str | Shape] | None) -> list[Shape]:
+    """Shapes of the operator from texts and shapes; the default ones for None."""
+    if shapes is None:
+        return default_shapes(operator)
+    found: list[Shape] = []
+    for shape in shapes:
+        found += [shape] if isinstance(shape, Shape) else read_shapes(operator, [shape])
+    for shape in found:
+        if shape.operator != operator:
+            raise BenchInputError(f"shapes must be of {operator}, got {shape!r}")
+    return found
+
+
+def begin(plan: Plan, tell: Callable[[str], None] = _silent) -> Report:
+    """A report without results: the machine and its roofs, measured now."""
+    tell("measuring the roofs")
+    bandwidth = read_bandwidth()
+    roofs = {dtype: Roofs(fma_peak(DTYPES[dtype]), bandwidth) for dtype in plan.dtypes}
+    return Report(_facts(), plan.settings(), roofs, [])
+
+
+def _facts() -> dict[str, str]:
+    """Machine, versions and date, in words."""
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return machine() | {"mhicl_fast": __version__, "torch": torch.__version__, "date": now}
+
+
+def measure(plan: Plan, shapes: Iterable[Shape], tell: Callable[[str], None] = _silent) -> Iterator[ShapeResult]:
+    """The results, one after another."""
+    for shape in shapes:
+        for dtype in plan.dtypes:
+            yield _measure_one(plan, shape, dtype, lambda what, at=f"{shape} {dtype}": tell(f"{at}: {what}"))  # type: ignore[misc]
+
+
+def _measure_one(plan: Plan, shape: Shape, dtype: str, tell: Callable[[str], None]) -> ShapeResult:
+    problem = Problem.make(shape, DTYPES[dtype])
+    models = plan.models(problem)
+    if set(COMPILED[plan.operator]) & set(models):
+        torch._dynamo.reset()  # or it would give up after a few shapes
+    tell("the exact result")
+    exact = problem.exact()
+    entries = {}
+    for name, model in models.items():
+        tell(f"checking {name}")
+        entries[name] = _check(problem, model, exact, BOUNDS[dtype])
+    tell("timing")
+    times = _times(plan, problem, models, entries)
+    memory, why = _memory(plan, shape, dtype, entries, tell)
+    return ShapeResult(
+        shape,
+        dtype,
+        {
+            name: Entry(
+                times[name],
+                entry.errors,
+                memory.get(name, {}),
+                entry.reasons if name in memory else {**entry.reasons, "memory": why},
+            )
+            for name, entry in entries.items()
+        },
+    )
+
+
+def _check(problem: Problem, model: Model, exact: list[torch.Tensor], bound: float) -> Entry:
+    """An entry with the errors, and the reasons why passes are not to be timed."""
+    reasons: dict[str, str] = {}
+    errors: dict[str, float] = {}
+    attempts: dict[str, Callable[[], tuple[torch.Tensor, ...]]] = {
+        "forward": lambda: (problem.forward(model),),
+        "both": lambda: problem.step(model),
+    }
+    for part, attempt in attempts.items():
+        found, reason = _attempt(attempt)
+        if found is None:
+            reasons[part] = reason
+            continue
+        relative = relative_errors(found, exact[: len(found)], problem.grad_out)
+        errors |= {"output": relative[0]} | ({"gradient": max(relative[1:])} if relative[1:] else {})
+        if not max(relative) <= bound:
+            reasons[part] = f"wrong result: relative error {max(relative):.1e}, at most {bound:.0e} is due"
+    return Entry({}, errors, {}, reasons)
+
+
+def _attempt(call: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[tuple[torch.Tensor, ...] | None, str]:
+    """What a call gives, or None and why it fails: any library's error is a finding here, with what it warned of."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            return call(), ""
+        except Exception as error:
+            lines = [str(error).strip().partition("\n")[0] or "no message"]
+            lines += [str(warning.message).partition(" (Triggered")[0] for warning in warned[-1:]]
+            return None, f"{type(error).__name__}: " + " ".join(lines)
+
+
+def _times(
+    plan: Plan, problem: Problem, models: Mapping[str, Model], entries: Mapping[str, Entry]
+) -> dict[str, dict[str, Timing]]:
+    """By competitor and pass, all of them in turns."""
+    leaves = problem.leaves()
+    functions: dict[tuple[str, str], Callable[[], float]] = {}
+    for name, model in models.items():
+        if "forward" not in entries[name].reasons:
+            functions[name, "forward"] = partial(problem.timed_forward, model)
+        if "both" not in entries[name].reasons:
+            functions[name, "both"] = partial(problem.timed_step, model, leaves)
+    times: dict[str, dict[str, Timing]] = {name: {} for name in models}
+    for (name, part), calls in calls_in_turns(functions, rounds=plan.rounds, seconds=plan.seconds).items():
+        times[name][part] = Timing.of([call.end - call.start for call in calls])
+        if part == "both":
+            times[name]["backward"] = Timing.of([call.end - call.middle for call in calls])
+    return times
+
+
+def _memory(
+    plan: Plan, shape: Shape, dtype: str, entries: Mapping[str, Entry], tell: Callable[[str], None]
+) -> tuple[dict[str, dict[str, int]], str]:
+    """Peak bytes by competitor and pass, and why the others have none."""
+    if not plan.memory:
+        return {}, NOT_ASKED
+    tell("peak memory")
+    wanted = {
+        name: [part for part in ("forward", "both") if part not in entry.reasons]
+        for name, entry in entries.items()
+        if name not in (plan.extra or {})
+    }
+    try:
+        return peak_memory(shape, dtype, wanted), "a function of the caller's process"
+    except (OSError, RuntimeError) as error:
+        return {}, str(error)
+
+
+def _one_of(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise BenchInputError(f"{what} must be one of {', '.join(known)}; got {name!r}")
