@@ -8,6 +8,12 @@ namespace mhicl {
 // How a context's elements are stored: as the kernel's own type, or as 16-bit floats that it widens.
 enum class Storage { native, bfloat16, float16 };
 
+// Rows of memory that will be needed soon: a product asks for them while it computes. Null data: none.
+struct Ahead {
+  const char* data = nullptr;
+  int64_t rows = 0, stride = 0, row_bytes = 0;  // stride in bytes
+};
+
 // C (rows × cols) = A (rows × depth) · B (depth × cols), or C += A · B. B and C have contiguous rows.
 // A[r, k] is a[k·a_stride + r] if unit_rows, otherwise a[r·a_stride + k].
 template <class T>
@@ -21,6 +27,7 @@ struct GemmParams {
   T* c;
   int64_t c_stride;
   bool accumulate;
+  Ahead ahead[2] = {};
 };
 
 // N prompts, their attention logits s_lh = z_lᵀ KQ_h z_q and probabilities p_h = softmax_l s_lh.

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "fresh.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "storage.h"
@@ -82,7 +83,7 @@ void run_shares(const Kernel& kernel, const Params& params, Cut cut) {
   const auto& p = params.attention;
   const int64_t rows = blocks_of(p.group * p.rows, p.blocking.rows), keys = blocks_of(p.keys, p.blocking.keys);
   const int64_t problems = p.batch * p.key_heads, threads = at::get_num_threads();
-  const int64_t slices = std::min<int64_t>(problems, std::max<int64_t>(64, 8 * threads));
+  const int64_t slices = std::min<int64_t>(problems, 8 * threads);
   const int64_t most = std::max<int64_t>(1, cut == Cut::rows ? rows : cut == Cut::keys ? keys : 1);
   const int64_t parts = std::clamp<int64_t>((4 * threads + slices - 1) / slices, 1, most);
   parallel_for(slices * parts, [&](int64_t i) {
@@ -122,9 +123,9 @@ Outputs forward(const Inputs& in, bool want_lse, bool want_weights) {
   TORCH_CHECK_VALUE(in.softmax() || !want_lse, "only the softmax has a log-sum-exp");
   const auto type = in.compute_type();
   const auto options = in.query.options();
-  Outputs out = {at::empty({in.batch(), in.heads(), in.rows(), in.value.size(3)}, options),
+  Outputs out = {fresh({in.batch(), in.heads(), in.rows(), in.value.size(3)}, options),
                  want_lse ? in.by_row(type) : at::empty({0}, options.dtype(type)),
-                 want_weights ? at::empty({in.batch(), in.heads(), in.rows(), in.keys()}, options)
+                 want_weights ? fresh({in.batch(), in.heads(), in.rows(), in.keys()}, options)
                               : at::empty({0}, options),
                  in.softmax() ? at::empty({2, in.batch(), in.heads(), in.rows()}, options.dtype(type))
                               : at::empty({0}, options.dtype(type))};
@@ -187,7 +188,7 @@ Gradients backward(const Inputs& in, const Cotangents& grad, const at::Tensor& s
   for (int i = 0; i < 3; ++i) {
     if (!needs[i]) continue;
     gradients[i] = in.empty() ? at::zeros(inputs[i].sizes(), in.query.options())
-                              : at::empty(inputs[i].sizes(), in.query.options());
+                              : fresh(inputs[i].sizes(), in.query.options());
   }
   if (needs[3]) {
     gradients[3] = at::zeros({in.batch(), in.heads(), in.rows(), in.keys()}, in.query.options().dtype(type));

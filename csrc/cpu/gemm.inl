@@ -86,10 +86,24 @@ void gemm_tile(const GemmParams<T>& p, int64_t row, int64_t col, Head<T> tail) {
   }
 }
 
+// Asks for rows [first, last) of what will be needed, from their beginning to their end.
+MHICL_INLINE void fetch(const Ahead& ahead, int64_t first, int64_t last) {
+  for (int64_t r = first; r < last; ++r) {
+    const char* row = ahead.data + r * ahead.stride;
+    for (int64_t at = 0; at < ahead.row_bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+    __builtin_prefetch(row + ahead.row_bytes - 1, 0, 2);
+  }
+}
+
 // All rows of one strip of COLS vectors, in tiles of ROWS and then of its halves.
 template <class T, int ROWS, int COLS, bool UnitRows, bool Partial>
 void gemm_strip(const GemmParams<T>& p, int64_t row, int64_t col, Head<T> tail) {
-  for (; p.rows - row >= ROWS; row += ROWS) gemm_tile<T, ROWS, COLS, UnitRows, Partial>(p, row, col, tail);
+  for (; p.rows - row >= ROWS; row += ROWS) {
+    if (col == 0) {
+      for (const Ahead& ahead : p.ahead) fetch(ahead, ahead.rows * row / p.rows, ahead.rows * (row + ROWS) / p.rows);
+    }
+    gemm_tile<T, ROWS, COLS, UnitRows, Partial>(p, row, col, tail);
+  }
   if constexpr (ROWS > 1) gemm_strip<T, ROWS / 2, COLS, UnitRows, Partial>(p, row, col, tail);
 }
 

@@ -119,7 +119,9 @@ class AttentionBackward {
     const Sight<T> sight = logits_(keys_.rows(problem, first, count), first, count, weights_);
     for (int v = 0; v < sight.vectors; ++v) activate(block, sight, v);
     if (!wants_logits_) return sight;
-    keys_by_rows(sight, values_(problem, first, count), p_.value_dim, grad_out_columns_, gradients_);
+    const NextProblem<T> next(p_, problem, block);
+    keys_by_rows(sight, values_(problem, first, count), p_.value_dim, grad_out_columns_, gradients_,
+                 next.keys(p_.value, p_.value_dim), next.queries(o_.grad_out, p_.value_dim));
     if (o_.grad_weights.data != nullptr) add_grad_weights(problem, block, sight);
     hide<T, false>(gradients_, sight, T(0));
     return sight;

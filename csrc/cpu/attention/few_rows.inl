@@ -130,6 +130,8 @@ class FewRows {
 
   // Fills `weights` with logits.
   void logits(const Problem<T>& problem) {
+    const NextProblem<T> next(p_, problem, block());
+    for (const Ahead& ahead : {next.keys(p_.key, p_.dim), next.keys(p_.value, p_.value_dim)}) fetch(ahead, 0, ahead.rows);
     const KeyRows<T> keys_of_problem = keys(problem);
     const int64_t dim = padded_to_vectors<T>(p_.dim);
     gather_rows(p_, problem, block(), p_.query, p_.dim, p_.scale, query);

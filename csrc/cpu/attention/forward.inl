@@ -57,7 +57,8 @@ class AttentionForward {
       const int64_t count = std::min(p_.blocking.keys, keys - first);
       const Sight<T> sight = logits_(keys_(problem, first, count), first, count, table_);
       for (int v = 0; v < sight.vectors; ++v) activate(block, sight, v);
-      values_.add(problem, sight, table_, first > 0, sums_);
+      values_.add(problem, sight, table_, first > 0, sums_,
+                  NextProblem<T>(p_, problem, block).keys(p_.value, p_.value_dim));
     }
   }
 

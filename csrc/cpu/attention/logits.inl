@@ -48,7 +48,8 @@ class Logits {
   // Fills table (count × width) with the logits of keys [first, first + count).
   Sight<T> operator()(const KeyRows<T>& keys, int64_t first, int64_t count, T* table) {
     Sight<T> sight(p_.causal ? &limits_ : nullptr, block_, first, count);
-    keys_by_rows(sight, keys, p_.dim, columns_, table);
+    const NextProblem<T> next(p_, *problem_, block_);
+    keys_by_rows(sight, keys, p_.dim, columns_, table, next.keys(p_.key, p_.dim), next.queries(p_.query, p_.dim));
     const T hidden = p_.activation == Activation::softmax ? -std::numeric_limits<T>::infinity() : T(0);
     if (tabulated_) {
       fill_bias(p_, *problem_, block_, first, count, bias_);

@@ -41,10 +41,11 @@ class KeySums {
 
   KeyRows<T> rows(const Problem<T>& problem, int64_t first, int64_t count) { return reader_(problem, first, count); }
 
-  void add(const Problem<T>& problem, const Sight<T>& sight, const T* table, bool accumulate, T* sums) {
+  void add(const Problem<T>& problem, const Sight<T>& sight, const T* table, bool accumulate, T* sums,
+           const Ahead& ahead = {}) {
     const KeyRows<T> keys = reader_(problem, sight.first, sight.count);
     if (finite_) {
-      sums_over_keys(sight, keys, dim_, table, accumulate, sums);
+      sums_over_keys(sight, keys, dim_, table, accumulate, sums, ahead);
       return;
     }
     const int64_t stride = padded_to_vectors<T>(dim_);
@@ -54,7 +55,7 @@ class KeySums {
         clean_[l * stride + e] = std::isfinite(x) ? x : T(0);
       }
     }
-    sums_over_keys(sight, KeyRows<T>{clean_, stride}, dim_, table, accumulate, sums);
+    sums_over_keys(sight, KeyRows<T>{clean_, stride}, dim_, table, accumulate, sums, ahead);
     bring_back(sight, keys, table, sums);
   }
 

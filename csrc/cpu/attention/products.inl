@@ -1,9 +1,10 @@
 // The matrix products of a block of rows with a block of keys. Tables are (keys × rows), and nobody computes what lies
-// beyond a segment.
+// beyond a segment. The first segment's product asks for what lies ahead.
 
 // table = keys (keys × dim) · columns (dim × rows).
 template <class T>
-void keys_by_rows(const Sight<T>& sight, const KeyRows<T>& keys, int64_t dim, const T* columns, T* table) {
+void keys_by_rows(const Sight<T>& sight, const KeyRows<T>& keys, int64_t dim, const T* columns, T* table,
+                  const Ahead& ahead, const Ahead& ahead_too) {
   constexpr int W = kLanes<T>;
   const int64_t width = sight.vectors * W;
   for (int s = 0; s < sight.segments; ++s) {
@@ -11,14 +12,14 @@ void keys_by_rows(const Sight<T>& sight, const KeyRows<T>& keys, int64_t dim, co
     gemm<T>({.rows = at.end - at.begin, .cols = width - at.vector * W, .depth = dim,
              .a = keys.data + at.begin * keys.stride, .a_stride = keys.stride, .unit_rows = false,
              .b = columns + at.vector * W, .b_stride = width, .c = table + at.begin * width + at.vector * W,
-             .c_stride = width, .accumulate = false});
+             .c_stride = width, .accumulate = false, .ahead = {s == 0 ? ahead : Ahead{}, s == 0 ? ahead_too : Ahead{}}});
   }
 }
 
 // sums (dim × rows) += keysᵀ · table; without the first sum where there is none yet.
 template <class T>
 void sums_over_keys(const Sight<T>& sight, const KeyRows<T>& keys, int64_t dim, const T* table, bool accumulate,
-                    T* sums) {
+                    T* sums, const Ahead& ahead) {
   constexpr int W = kLanes<T>;
   const int64_t width = sight.vectors * W;
   for (int s = 0; s < sight.segments; ++s) {
@@ -26,7 +27,7 @@ void sums_over_keys(const Sight<T>& sight, const KeyRows<T>& keys, int64_t dim, 
     gemm<T>({.rows = dim, .cols = width - at.vector * W, .depth = at.end - at.begin,
              .a = keys.data + at.begin * keys.stride, .a_stride = keys.stride, .unit_rows = true,
              .b = table + at.begin * width + at.vector * W, .b_stride = width, .c = sums + at.vector * W,
-             .c_stride = width, .accumulate = accumulate || s > 0});
+             .c_stride = width, .accumulate = accumulate || s > 0, .ahead = {s == 0 ? ahead : Ahead{}}});
   }
 }
 

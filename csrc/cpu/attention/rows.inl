@@ -112,6 +112,37 @@ void gather_rows(const AttentionParams<T>& p, const Problem<T>& problem, const R
   std::memset(out + block.count * stride, 0, size_t((block.width - block.count) * stride) * sizeof(T));
 }
 
+// Where a block of rows leaves its problem, the next one's operands can be on their way.
+template <class T>
+class NextProblem {
+ public:
+  NextProblem(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block)
+      : p_(p), index_(problem.index + 1), comes_(block.first + block.count == p.group * p.rows) {}
+
+  Ahead keys(const Operand<const void*>& from, int64_t columns) const {
+    return rows(from, from.head, from.row, p_.keys, columns);
+  }
+  Ahead queries(const Operand<const void*>& from, int64_t columns) const {
+    const bool by_head = p_.rows == 1;
+    return rows(from, p_.group * from.head, by_head ? from.head : from.row,
+                std::min(by_head ? p_.group : p_.rows, p_.blocking.rows), columns);
+  }
+
+ private:
+  // None where they are many: the processor then sees by itself what comes.
+  Ahead rows(const Operand<const void*>& from, int64_t head, int64_t row, int64_t count, int64_t columns) const {
+    constexpr int64_t most = 64 * 1024;
+    const int64_t bytes = p_.storage == Storage::native ? sizeof(T) : 2;
+    if (!comes_ || index_ >= p_.batch * p_.key_heads || from.column != 1 || count * columns * bytes > most) return {};
+    const int64_t first = index_ / p_.key_heads * from.batch + index_ % p_.key_heads * head;
+    return {static_cast<const char*>(from.data) + first * bytes, count, row * bytes, columns * bytes};
+  }
+
+  const AttentionParams<T>& p_;
+  const int64_t index_;
+  const bool comes_;
+};
+
 // What a problem's keys or values hold: in place where they are rows of T, otherwise copied for one block of keys.
 template <class T>
 struct KeyRows {
