@@ -1,14 +1,15 @@
 // Problems with fewer rows than lanes. The numbers of one key are the lanes here, so keys and values are read as they lie:
 // tables are (rows × keys), a logit is a dot product, and nothing is transposed.
 
-// By counted vector operations. A key costs a row its whole vectors and a share of the sum over lanes; with rows as lanes,
-// it costs each vector of rows one operation an element.
+// By counted vector operations. A key costs a row its whole vectors, shares of two sums over lanes and a lane's share of
+// an exponential; with rows as lanes, it costs each vector of rows one operation an element and a whole exponential.
 template <class T>
 bool few_rows_pay(const AttentionParams<T>& p) {
-  constexpr int64_t kSumOverLanes = 3;
+  constexpr int64_t kSumOverLanes = 3, kExponential = 20;
   const int64_t rows = p.group * p.rows;
-  const int64_t by_key = rows * (whole_vectors<T>(p.dim) + whole_vectors<T>(p.value_dim) + 2 * kSumOverLanes);
-  return 2 * rows <= kLanes<T> && by_key < whole_vectors<T>(rows) * (p.dim + p.value_dim);
+  const int64_t by_key = rows * (whole_vectors<T>(p.dim) + whole_vectors<T>(p.value_dim) + 2 * kSumOverLanes +
+                                 kExponential / kLanes<T>);
+  return 3 * rows <= kLanes<T> && by_key < whole_vectors<T>(rows) * (p.dim + p.value_dim + kExponential);
 }
 
 // Lane i of the result is the sum of v[i]'s lanes, for SHIFT = kLanes / 2.
