@@ -52,7 +52,7 @@ class Logits {
     keys_by_rows(sight, keys, p_.dim, columns_, table, next.keys(p_.key, p_.dim), next.queries(p_.query, p_.dim));
     const T hidden = p_.activation == Activation::softmax ? -std::numeric_limits<T>::infinity() : T(0);
     if (tabulated_) {
-      fill_bias(p_, *problem_, block_, first, count, bias_);
+      fill_bias(p_, *problem_, block_, sight.causal, first, count, bias_);
       sight.bias = bias_;
       hide<T, true>(table, sight, hidden);
     } else if (p_.causal) {

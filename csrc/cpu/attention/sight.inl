@@ -65,23 +65,70 @@ MHICL_INLINE T mask_bias(const AttentionParams<T>& p, int64_t at) {
   return sees ? T(0) : -std::numeric_limits<T>::infinity();
 }
 
-// The lanes' row of a mask, transposed.
+// What it adds for `count` keys in a row, at most a vector; 0 in the other lanes.
 template <class T>
-void fill_bias(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block, int64_t first,
-               int64_t count, T* bias) {
-  constexpr T hides = -std::numeric_limits<T>::infinity();
-  const Operand<const void*>& mask = p.mask;
-  for (int64_t l = 0; l < count; ++l) {
-    for (int64_t r = block.count; r < block.width; ++r) bias[l * block.width + r] = T(0);
+MHICL_INLINE Vec<T> mask_biases(const AttentionParams<T>& p, int64_t at, int64_t count) {
+  constexpr int W = kLanes<T>;
+  typedef int8_t Bytes __attribute__((vector_size(W)));
+  Vec<T> bias{};
+  if (p.mask_kind == MaskKind::boolean && p.mask.column == 1) {
+    Bytes sees{};
+    std::memcpy(&sees, static_cast<const int8_t*>(p.mask.data) + at, size_t(count));
+    const VecBits<T> hidden = __builtin_convertvector(sees == Bytes{}, VecBits<T>);
+    bias = select<T>(hidden, broadcast<T>(-std::numeric_limits<T>::infinity()), bias);
+  } else if (p.mask_kind == MaskKind::additive && p.mask.column == 1 && p.storage == Storage::native) {
+    const T* row = static_cast<const T*>(p.mask.data) + at;
+    bias = count == W ? load(row) : load(row, Head<T>(count));
+  } else {
+    for (int64_t l = 0; l < count; ++l) bias[l] = mask_bias(p, at + l * p.mask.column);
   }
+  return bias;
+}
+
+// The mask's rows for a block, as (keys × rows).
+template <class T>
+void transpose_mask(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block, int64_t first,
+                    int64_t count, T* bias) {
+  constexpr int W = kLanes<T>;
+  const Operand<const void*>& mask = p.mask;
   const int64_t base = problem.batch * mask.batch + problem.head * p.group * mask.head + first * mask.column;
+  int64_t row[kBlockVectors * W];
   for_rows(p, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
-    const int64_t row = base + g * mask.head + i * mask.row;
-    T* out = bias + r;
-    const int64_t seen = p.causal ? std::clamp<int64_t>(i + 1 - first, 0, count) : count;
-    for (int64_t l = 0; l < seen; ++l) out[l * block.width] = mask_bias(p, row + l * mask.column);
-    for (int64_t l = seen; l < count; ++l) out[l * block.width] = hides;
+    row[r] = base + g * mask.head + i * mask.row;
   });
+  for (int64_t lane = 0; lane < block.width; lane += W) {
+    for (int64_t l = 0; l < count; l += W) {
+      const int64_t keys = std::min<int64_t>(W, count - l);
+      Vec<T> tile[W];
+      for (int i = 0; i < W; ++i) {
+        tile[i] = lane + i < block.count ? mask_biases(p, row[lane + i] + l * mask.column, keys) : Vec<T>{};
+      }
+      transpose_square<T, W / 2>(tile);
+      for (int64_t i = 0; i < keys; ++i) store(bias + (l + i) * block.width + lane, tile[i]);
+    }
+  }
+}
+
+// What is added to a block's logits, (keys × rows): −∞ where a row does not see a key.
+template <class T>
+void fill_bias(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block,
+               const CausalLimits<T>* causal, int64_t first, int64_t count, T* bias) {
+  constexpr int W = kLanes<T>;
+  const bool alike = p.mask.row == 0 && (p.group == 1 || p.mask.head == 0);
+  if (p.mask_kind != MaskKind::none && !alike) transpose_mask(p, problem, block, first, count, bias);
+  const int64_t base = problem.batch * p.mask.batch + problem.head * p.group * p.mask.head + first * p.mask.column;
+  for (int64_t l = 0; l < count; ++l) {
+    T* row = bias + l * block.width;
+    if (p.mask_kind == MaskKind::none || alike) {
+      std::fill_n(row, block.width, mask_bias(p, base + l * p.mask.column));
+    }
+    for (int64_t lane = 0; causal != nullptr && lane < block.width; lane += W) {
+      const VecBits<T> position = causal->position[lane / W];
+      const VecBits<T> key = VecBits<T>{} + static_cast<decltype(position[0] + 0)>(first + l);
+      const Vec<T> hides = broadcast<T>(-std::numeric_limits<T>::infinity());
+      store(row + lane, select<T>(key > position, hides, load(row + lane)));
+    }
+  }
 }
 
 // Whether row i of head g of the group sees any key.
