@@ -175,10 +175,25 @@ void run_backward(const Inputs& in, const Cotangents& grad, const at::Tensor& st
   if (by_row.grad_query != nullptr || by_row.grad_logits != nullptr || by_row.means != nullptr) {
     run_shares(kernel, by_row, Cut::rows);
   }
-  by_key.attention.blocking = kernels_of_type.forward_blocking(in.keys());
+  // Smaller blocks of keys give more shares. The blocks of rows stay: a key's gradient sums over them one by one.
+  by_key.attention.blocking.keys = kernels_of_type.forward_blocking(in.keys()).keys;
   by_key.grad_query = nullptr;
   by_key.grad_logits = nullptr;
   if (by_key.grad_key != nullptr || by_key.grad_value != nullptr) run_shares(kernel, by_key, Cut::keys);
+}
+
+// at::sum_to, with the same bits for any number of threads: torch cuts a sum to a single number into one part a thread,
+// so that is taken in parts of a fixed length.
+at::Tensor sum_to_mask(const at::Tensor& x, at::IntArrayRef sizes) {
+  if (c10::multiply_integers(sizes) != 1) return at::sum_to(x, sizes);
+  constexpr int64_t part = 4096;
+  at::Tensor sums = x.flatten();
+  while (sums.numel() > part) {
+    const int64_t whole = sums.numel() / part * part;
+    const at::Tensor parts = sums.narrow(0, 0, whole).view({-1, part}).sum(1);
+    sums = at::cat({parts, sums.narrow(0, whole, sums.numel() - whole).sum(0, /*keepdim=*/true)});
+  }
+  return sums.sum().view(sizes);
 }
 
 Gradients backward(const Inputs& in, const Cotangents& grad, const at::Tensor& stats, std::array<bool, 4> needs) {
@@ -194,7 +209,7 @@ Gradients backward(const Inputs& in, const Cotangents& grad, const at::Tensor& s
     gradients[3] = at::zeros({in.batch(), in.heads(), in.rows(), in.keys()}, in.query.options().dtype(type));
   }
   if (!in.empty()) (type == at::kDouble ? run_backward<double> : run_backward<float>)(in, grad, stats, gradients);
-  if (needs[3]) gradients[3] = at::sum_to(gradients[3], in.mask->sizes()).to(in.mask->scalar_type());
+  if (needs[3]) gradients[3] = sum_to_mask(gradients[3], in.mask->sizes()).to(in.mask->scalar_type());
   for (at::Tensor& gradient : gradients) {
     if (!gradient.defined()) gradient = at::empty({0}, in.query.options());
   }
