@@ -44,11 +44,11 @@ struct AttentionParams {
   Blocking blocking;
 };
 
-// Outputs are contiguous, (B, Hq, Lq, …).
+// The columns of outputs are adjacent. What is a plain pointer is contiguous, (B, Hq, Lq, …).
 template <class T>
 struct AttentionForwardParams {
   AttentionParams<T> attention;
-  void* out;      // (B, Hq, Lq, Ev)
+  Operand<void*> out;
   T* maxima;      // (B, Hq, Lq): of each row's logits, −∞ where it sees no key; or null
   T* sums;        // (B, Hq, Lq): Σ_l e^(s_l − max), or null
   T* lse;         // (B, Hq, Lq): log-sum-exp of each row's logits, or null
@@ -63,9 +63,7 @@ struct AttentionBackwardParams {
   const T* grad_lse;  // (B, Hq, Lq), or null
   const T* maxima;    // the forward pass's
   const T* sums;
-  void* grad_query;  // or null, as are the others where nobody wants them
-  void* grad_key;
-  void* grad_value;
+  Operand<void*> grad_query, grad_key, grad_value;  // null data where nobody wants them
   T* grad_logits;  // (B, Hq, Lq, L), written where a block of rows sees keys
   T* means;              // (B, Hq, Lq): Σ_l w_l ∂w_l − ∂lse of each row of the softmax, to be written; or null
   const T* known_means;  // the same, known already; or null

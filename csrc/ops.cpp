@@ -24,7 +24,8 @@ TORCH_LIBRARY(mhicl, m) {
 
   // query (B, Hq, Lq, E), key (B, Hk, L, E), value (B, Hk, L, Ev), attn_mask (B or 1, Hq or 1, Lq or 1, L or 1), boolean
   // or added to the logits, key_lengths (B). activation: "softmax", "linear" or "relu". -> out (B, Hq, Lq, Ev); lse
-  // (B, Hq, Lq) and weights (B, Hq, Lq, L), or empty; stats (2, B, Hq, Lq), the softmax's maxima and sums, or empty.
+  // (B, Hq, Lq) and weights (B, Hq, Lq, L), or empty; stats (2, B, Hq, Lq), the softmax's maxima and sums, or empty. out
+  // is laid out (B, Lq, Hq, Ev) if query's heads stand inside its rows, and so is each gradient after its tensor.
   m.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? key_lengths, *, float scale,"
       " bool is_causal, str activation, bool want_lse, bool want_weights)"

@@ -43,6 +43,20 @@ Operand<const void*> operand(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
+Operand<void*> output(at::Tensor& x) {
+  if (!x.defined()) return {};
+  return {x.mutable_data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+}
+
+// With the sizes of `like` but for the last, and its order in memory: heads may stand inside rows, as where heads are parts
+// of a projection's columns. What follows then need not copy.
+at::Tensor fresh_as(const at::Tensor& like, int64_t columns) {
+  const int64_t batch = like.size(0), heads = like.size(1), rows = like.size(2);
+  const bool heads_inside = like.stride(1) < like.stride(2);
+  return heads_inside ? fresh({batch, rows, heads, columns}, like.options()).transpose(1, 2)
+                      : fresh({batch, heads, rows, columns}, like.options());
+}
+
 // (batch, heads, rows, keys), each of them full or 1.
 Operand<const void*> broadcast_operand(const at::Tensor& x) {
   const auto stride = [&](int64_t i) { return x.size(i) == 1 ? 0 : x.stride(i); };
@@ -111,7 +125,7 @@ void run_forward(const Inputs& in, Outputs& out) {
   const AttentionKernels<T>& kernel = kernels().attention<T>();
   const AttentionForwardParams<T> params = {
       .attention = attention_params<T>(in, kernel.forward_blocking(in.keys())),
-      .out = out.out.mutable_data_ptr(),
+      .out = output(out.out),
       .maxima = stats,
       .sums = stats == nullptr ? nullptr : stats + out.stats.numel() / 2,
       .lse = pointer(out.lse),
@@ -123,7 +137,7 @@ Outputs forward(const Inputs& in, bool want_lse, bool want_weights) {
   TORCH_CHECK_VALUE(in.softmax() || !want_lse, "only the softmax has a log-sum-exp");
   const auto type = in.compute_type();
   const auto options = in.query.options();
-  Outputs out = {fresh({in.batch(), in.heads(), in.rows(), in.value.size(3)}, options),
+  Outputs out = {fresh_as(in.query, in.value.size(3)),
                  want_lse ? in.by_row(type) : at::empty({0}, options.dtype(type)),
                  want_weights ? fresh({in.batch(), in.heads(), in.rows(), in.keys()}, options)
                               : at::empty({0}, options),
@@ -143,7 +157,6 @@ using Gradients = std::array<at::Tensor, 4>;
 
 template <class T>
 void run_backward(const Inputs& in, const Cotangents& grad, const at::Tensor& stats, Gradients& gradients) {
-  const auto pointer = [](at::Tensor& x) { return x.defined() ? x.mutable_data_ptr() : nullptr; };
   const T* const maxima = in.softmax() ? stats.const_data_ptr<T>() : nullptr;
   const AttentionKernels<T>& kernels_of_type = kernels().attention<T>();
   const auto& kernel = kernels_of_type.backward;
@@ -154,10 +167,10 @@ void run_backward(const Inputs& in, const Cotangents& grad, const at::Tensor& st
       .grad_lse = grad.lse ? grad.lse->const_data_ptr<T>() : nullptr,
       .maxima = maxima,
       .sums = maxima == nullptr ? nullptr : maxima + stats.numel() / 2,
-      .grad_query = pointer(gradients[0]),
-      .grad_key = pointer(gradients[1]),
-      .grad_value = pointer(gradients[2]),
-      .grad_logits = static_cast<T*>(pointer(gradients[3])),
+      .grad_query = output(gradients[0]),
+      .grad_key = output(gradients[1]),
+      .grad_value = output(gradients[2]),
+      .grad_logits = gradients[3].defined() ? gradients[3].mutable_data_ptr<T>() : nullptr,
       .means = nullptr,
       .known_means = nullptr};
   if (in.problems() >= 4 * at::get_num_threads() || kernels_of_type.few_rows_pay(params.attention)) {
@@ -166,20 +179,20 @@ void run_backward(const Inputs& in, const Cotangents& grad, const at::Tensor& st
   }
   // Gradients that sum over keys and those that sum over rows apart, so that either can be cut.
   AttentionBackwardParams<T> by_row = params, by_key = params;
-  by_row.grad_key = by_row.grad_value = nullptr;
+  by_row.grad_key = by_row.grad_value = {};
   at::Tensor means;
-  if (in.softmax() && params.grad_key != nullptr) {
+  if (in.softmax() && params.grad_key.data != nullptr) {
     means = in.by_row(in.compute_type());
     by_key.known_means = by_row.means = means.mutable_data_ptr<T>();
   }
-  if (by_row.grad_query != nullptr || by_row.grad_logits != nullptr || by_row.means != nullptr) {
+  if (by_row.grad_query.data != nullptr || by_row.grad_logits != nullptr || by_row.means != nullptr) {
     run_shares(kernel, by_row, Cut::rows);
   }
   // Smaller blocks of keys give more shares. The blocks of rows stay: a key's gradient sums over them one by one.
   by_key.attention.blocking.keys = kernels_of_type.forward_blocking(in.keys()).keys;
-  by_key.grad_query = nullptr;
+  by_key.grad_query = {};
   by_key.grad_logits = nullptr;
-  if (by_key.grad_key != nullptr || by_key.grad_value != nullptr) run_shares(kernel, by_key, Cut::keys);
+  if (by_key.grad_key.data != nullptr || by_key.grad_value.data != nullptr) run_shares(kernel, by_key, Cut::keys);
 }
 
 // at::sum_to, with the same bits for any number of threads: torch cuts a sum to a single number into one part a thread,
@@ -202,8 +215,8 @@ Gradients backward(const Inputs& in, const Cotangents& grad, const at::Tensor& s
   const std::array<at::Tensor, 3> inputs = {in.query, in.key, in.value};
   for (int i = 0; i < 3; ++i) {
     if (!needs[i]) continue;
-    gradients[i] = in.empty() ? at::zeros(inputs[i].sizes(), in.query.options())
-                              : fresh(inputs[i].sizes(), in.query.options());
+    gradients[i] = fresh_as(inputs[i], inputs[i].size(3));
+    if (in.empty()) gradients[i].zero_();
   }
   if (needs[3]) {
     gradients[3] = at::zeros({in.batch(), in.heads(), in.rows(), in.keys()}, in.query.options().dtype(type));

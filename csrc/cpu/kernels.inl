@@ -34,11 +34,19 @@ namespace {
 
 #include "attention/logits.inl"
 
+#include "attention/key_gradient.inl"
+
 #include "attention/forward.inl"
 
 #include "attention/backward.inl"
 
+#include "attention/few_rows_products.inl"
+
 #include "attention/few_rows.inl"
+
+#include "attention/few_rows_forward.inl"
+
+#include "attention/few_rows_backward.inl"
 
 #include "attention/dispatch.inl"
 

@@ -164,7 +164,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     rows, compute = query.shape[:3], compute_dtype(query.dtype)
     return (
-        query.new_empty(*rows, value.shape[3]),
+        _empty_as(query, value.shape[3]),
         query.new_empty(rows if want_lse else (0,), dtype=compute),
         query.new_empty((*rows, key.shape[2]) if want_weights else (0,)),
         query.new_empty((2, *rows) if activation == "softmax" else (0,), dtype=compute),
@@ -188,10 +188,16 @@ def _(
     activation: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    inputs = (query, key, value, attn_mask)
-    return tuple(
-        query.new_empty(x.shape if need and x is not None else (0,)) for x, need in zip(inputs, needs)
-    )  # fmt: skip
+    of_inputs = [_empty_as(x, x.shape[3]) if need else x.new_empty(0) for x, need in zip((query, key, value), needs)]
+    return *of_inputs, query.new_empty(0 if attn_mask is None or not needs[3] else attn_mask.shape)
+
+
+def _empty_as(like: Tensor, columns: int) -> Tensor:
+    """With the sizes of `like` but for the last, and its order in memory: heads may stand inside rows."""
+    batch, heads, rows, _ = like.shape
+    if like.stride(1) < like.stride(2):
+        return like.new_empty(batch, rows, heads, columns).transpose(1, 2)
+    return like.new_empty(batch, heads, rows, columns)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:

@@ -10,8 +10,8 @@ class AttentionBackward {
   explicit AttentionBackward(const AttentionBackwardParams<T>& params)
       : o_(params),
         p_(params.attention),
-        wants_logits_(params.grad_query != nullptr || params.grad_key != nullptr || params.grad_logits != nullptr ||
-                      params.means != nullptr),
+        wants_logits_(params.grad_query.data != nullptr || params.grad_key.data != nullptr ||
+                      params.grad_logits != nullptr || params.means != nullptr),
         knows_means_(params.attention.activation != Activation::softmax || params.known_means != nullptr),
         keys_staged_(!KeyReader<T>::in_place(p_, p_.key)),
         values_staged_(!KeyReader<T>::in_place(p_, p_.value)),
@@ -19,7 +19,9 @@ class AttentionBackward {
         logits_(p_, workspace_),
         keys_(p_, p_.key, p_.dim, keys_staged_ ? workspace_.take(key_table(p_.dim)) : nullptr,
               Logits<T>::hides(p_) ? workspace_.take(key_table(p_.dim)) : nullptr),
-        values_(p_, p_.value, p_.value_dim, values_staged_ ? workspace_.take(key_table(p_.value_dim)) : nullptr) {
+        values_(p_, p_.value, p_.value_dim, values_staged_ ? workspace_.take(key_table(p_.value_dim)) : nullptr),
+        grad_key_(p_, params.grad_key, p_.dim, workspace_),
+        grad_value_(p_, params.grad_value, p_.value_dim, workspace_) {
     const int64_t dim = padded_to_vectors<T>(p_.dim), value_dim = padded_to_vectors<T>(p_.value_dim);
     weights_ = workspace_.take(Logits<T>::key_block(p_) * p_.blocking.rows);
     gradients_ = workspace_.take(Logits<T>::key_block(p_) * p_.blocking.rows);
@@ -27,17 +29,14 @@ class AttentionBackward {
     grad_out_columns_ = workspace_.take(value_dim * p_.blocking.rows);
     query_sums_ = workspace_.take(dim * p_.blocking.rows);
     query_rows_ = workspace_.take(dim * p_.blocking.rows);
-    if (p_.storage != Storage::native) {
-      key_sums_ = workspace_.take(p_.keys * p_.dim);
-      value_sums_ = workspace_.take(p_.keys * p_.value_dim);
-    }
   }
 
   void run(const AttentionRange& range) {
     for (int64_t i = range.first_problem; i < range.last_problem; ++i) {
       const Problem<T> problem(p_, i);
       const bool key_by_key = keys_.start(problem);
-      locate_sums(problem);
+      grad_key_.start(problem);
+      grad_value_.start(problem);
       const int64_t first_key = range.first_keys * p_.blocking.keys;
       const int64_t last_key = std::min(p_.keys, range.last_keys * p_.blocking.keys);
       for (int64_t b = range.first_rows; b < range.last_rows; ++b) {
@@ -49,11 +48,15 @@ class AttentionBackward {
         for (int64_t first = first_key; first < seen; first += p_.blocking.keys) {
           differentiate(problem, block, first, std::min(p_.blocking.keys, seen - first), b == range.first_rows);
         }
-        if (b == range.first_rows) zero_sums(std::max(seen, first_key), last_key);
-        if (o_.grad_query != nullptr) write_query(problem, block);
+        if (b == range.first_rows) {  // keys that it does not see have no sum yet for other blocks to add to
+          grad_key_.zero(std::max(seen, first_key), last_key);
+          grad_value_.zero(std::max(seen, first_key), last_key);
+        }
+        if (o_.grad_query.data != nullptr) write_query(problem, block);
         if (o_.means != nullptr) std::copy_n(mean_, block.count, o_.means + problem.first_row(p_) + block.first);
       }
-      if (p_.storage != Storage::native) write_sums(problem, first_key, last_key);
+      grad_key_.write(first_key, last_key);
+      grad_value_.write(first_key, last_key);
     }
   }
 
@@ -68,15 +71,7 @@ class AttentionBackward {
     return Logits<T>::size(p_) + (int(keys_staged_) + int(Logits<T>::hides(p_))) * padded(key_table(p_.dim)) +
            (values_staged_ ? padded(key_table(p_.value_dim)) : 0) + 2 * padded(Logits<T>::key_block(p_) * p_.blocking.rows) +
            2 * padded(p_.blocking.rows * value_dim) + 2 * padded(dim * p_.blocking.rows) +
-           (p_.storage != Storage::native ? padded(p_.keys * p_.dim) + padded(p_.keys * p_.value_dim) : 0);
-  }
-
-  // Sums go where they belong, or to scratch memory if that is narrower than they are.
-  void locate_sums(const Problem<T>& problem) {
-    if (p_.storage != Storage::native) return;
-    const int64_t first = problem.index * p_.keys;
-    if (o_.grad_key != nullptr) key_sums_ = static_cast<T*>(o_.grad_key) + first * p_.dim;
-    if (o_.grad_value != nullptr) value_sums_ = static_cast<T*>(o_.grad_value) + first * p_.value_dim;
+           KeyGradient<T>::size(p_, p_.dim) + KeyGradient<T>::size(p_, p_.value_dim);
   }
 
   void start(const Problem<T>& problem, const RowBlock& block) {
@@ -145,9 +140,9 @@ class AttentionBackward {
 
   void differentiate(const Problem<T>& problem, const RowBlock& block, int64_t first, int64_t count, bool fresh) {
     const Sight<T> sight = weigh(problem, block, first, count);
-    if (o_.grad_value != nullptr) {
-      sums_over_rows(sight, block, weights_, grad_out_rows_, p_.value_dim, !fresh,
-                     value_sums_ + first * p_.value_dim, p_.value_dim);
+    if (grad_value_.wanted()) {
+      sums_over_rows(sight, block, weights_, grad_out_rows_, p_.value_dim, !fresh, grad_value_.rows(first),
+                     grad_value_.stride());
     }
     if (!wants_logits_) return;
     if (!knows_means_ && in_one_block()) add_means(block, sight);
@@ -159,10 +154,11 @@ class AttentionBackward {
       const int64_t row = problem.first_row(p_) + block.first;
       write_table(block, sight, gradients_, o_.grad_logits, row * p_.keys + first, p_.keys, Storage::native);
     }
-    if (o_.grad_key != nullptr) {
-      sums_over_rows(sight, block, gradients_, logits_.query_rows, p_.dim, !fresh, key_sums_ + first * p_.dim, p_.dim);
+    if (grad_key_.wanted()) {
+      sums_over_rows(sight, block, gradients_, logits_.query_rows, p_.dim, !fresh, grad_key_.rows(first),
+                     grad_key_.stride());
     }
-    if (o_.grad_query != nullptr) keys_.add(problem, sight, gradients_, first > 0, query_sums_);
+    if (o_.grad_query.data != nullptr) keys_.add(problem, sight, gradients_, first > 0, query_sums_);
   }
 
   void activate(const RowBlock& block, const Sight<T>& sight, int v) {
@@ -185,30 +181,11 @@ class AttentionBackward {
     });
   }
 
-  // Keys that the first block does not see have no sum yet for the other blocks to add to.
-  void zero_sums(int64_t first, int64_t last) {
-    if (o_.grad_key != nullptr) std::fill(key_sums_ + first * p_.dim, key_sums_ + last * p_.dim, T(0));
-    if (o_.grad_value != nullptr) {
-      std::fill(value_sums_ + first * p_.value_dim, value_sums_ + last * p_.value_dim, T(0));
-    }
-  }
-
   void write_query(const Problem<T>& problem, const RowBlock& block) {
-    const int64_t stride = padded_to_vectors<T>(p_.dim), row = problem.first_row(p_) + block.first;
+    const int64_t stride = padded_to_vectors<T>(p_.dim);
     transpose(query_sums_, block.width, stride, block.count, query_rows_, stride);
-    for (int64_t r = 0; r < block.count; ++r) {
-      write_row(query_rows_ + r * stride, p_.dim, p_.scale, o_.grad_query, (row + r) * p_.dim, p_.storage);
-    }
-  }
-
-  void write_sums(const Problem<T>& problem, int64_t first, int64_t last) const {
-    const auto write_all = [&](const T* sums, int64_t columns, void* out) {
-      if (out == nullptr) return;
-      const int64_t base = problem.index * p_.keys * columns;
-      for (int64_t i = first * columns; i < last * columns; ++i) write<T>(out, base + i, sums[i], p_.storage);
-    };
-    write_all(key_sums_, p_.dim, o_.grad_key);
-    write_all(value_sums_, p_.value_dim, o_.grad_value);
+    const auto factor = [&](int64_t) MHICL_INLINE_LAMBDA { return p_.scale; };
+    scatter_rows(p_, problem, block, query_rows_, p_.dim, factor, o_.grad_query);
   }
 
   const AttentionBackwardParams<T>& o_;
@@ -218,9 +195,9 @@ class AttentionBackward {
   Logits<T> logits_;
   KeySums<T> keys_;
   KeyReader<T> values_;
+  KeyGradient<T> grad_key_, grad_value_;
   T *weights_, *gradients_;
   T *grad_out_rows_, *grad_out_columns_;
   T *query_sums_, *query_rows_;
-  T *key_sums_ = nullptr, *value_sums_ = nullptr;
   alignas(64) T shift_[kRows], inverse_[kRows], mean_[kRows];
 };

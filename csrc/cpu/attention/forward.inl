@@ -76,9 +76,11 @@ class AttentionForward {
     const bool softmax = p_.activation == Activation::softmax;
     const int64_t stride = padded_to_vectors<T>(p_.value_dim), row = problem.first_row(p_) + block.first;
     transpose(sums_, block.width, stride, block.count, out_rows_, stride);
+    const auto factor = [&](int64_t r) MHICL_INLINE_LAMBDA {
+      return !softmax ? T(1) : totals_[r] == T(0) ? T(0) : T(1) / totals_[r];
+    };
+    scatter_rows(p_, problem, block, out_rows_, p_.value_dim, factor, o_.out);
     for (int64_t r = 0; r < block.count; ++r) {
-      const T factor = !softmax ? T(1) : totals_[r] == T(0) ? T(0) : T(1) / totals_[r];
-      write_row(out_rows_ + r * stride, p_.value_dim, factor, o_.out, (row + r) * p_.value_dim, p_.storage);
       if (softmax && o_.maxima != nullptr) {
         o_.maxima[row + r] = maxima_[r];
         o_.sums[row + r] = totals_[r];

@@ -143,6 +143,17 @@ class NextProblem {
   const bool comes_;
 };
 
+// (rows × padded columns), a row times its factor, to where a block's rows belong.
+template <class T, class Factor>
+void scatter_rows(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block, const T* rows,
+                  int64_t columns, const Factor& factor, const Operand<void*>& to) {
+  const int64_t base = problem.batch * to.batch + problem.head * p.group * to.head;
+  for_rows(p, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
+    write_row(rows + r * padded_to_vectors<T>(columns), columns, factor(r), to.data, base + g * to.head + i * to.row,
+              p.storage);
+  });
+}
+
 // What a problem's keys or values hold: in place where they are rows of T, otherwise copied for one block of keys.
 template <class T>
 struct KeyRows {
