@@ -25,15 +25,16 @@ TORCH_LIBRARY(mhicl, m) {
   // query (B, Hq, Lq, E), key (B, Hk, L, E), value (B, Hk, L, Ev), attn_mask (B or 1, Hq or 1, Lq or 1, L or 1), boolean
   // or added to the logits, key_lengths (B). activation: "softmax", "linear" or "relu". -> out (B, Hq, Lq, Ev); lse
   // (B, Hq, Lq) and weights (B, Hq, Lq, L), or empty; stats (2, B, Hq, Lq), the softmax's maxima and sums, or empty. out
-  // is laid out (B, Lq, Hq, Ev) if query's heads stand inside its rows, and so is each gradient after its tensor.
+  // is laid out (B, Lq, Hq, Ev) if query's heads stand inside its rows, and so is each gradient after its tensor. scale is a
+  // Scalar, since a float would bind what torch.compile makes to its value where it depends on a size.
   m.def(
-      "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? key_lengths, *, float scale,"
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? key_lengths, *, Scalar scale,"
       " bool is_causal, str activation, bool want_lse, bool want_weights)"
       " -> (Tensor out, Tensor lse, Tensor weights, Tensor stats)");
   // needs: the gradients of query, key, value, attn_mask; the others come back empty.
   m.def(
       "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor? grad_weights, Tensor query, Tensor key,"
-      " Tensor value, Tensor? attn_mask, Tensor? key_lengths, Tensor stats, *, float scale, bool is_causal,"
+      " Tensor value, Tensor? attn_mask, Tensor? key_lengths, Tensor stats, *, Scalar scale, bool is_causal,"
       " str activation, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)");
 
   // The sampler fills context (N, L, d + I), query (N, d + I), target (N, I), or whitened covariates xi (N, L, d),

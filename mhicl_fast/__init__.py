@@ -1,7 +1,7 @@
 """Multi-head softmax attention over in-context-learning prompts: fused kernels, and how the heads learn.
 
 `attention` and `prompt_attention` are the operators, `build_info` tells what was built. The rest lives in submodules,
-imported when first used: `nn` (modules and places to drop the operators in), `bench` (times against PyTorch's own ways),
+imported when first used: `nn` (modules and places to drop the operators in), `bench` (times beside PyTorch's own ways),
 `tasks` (prompt distributions), `spectral` (theory), `train` (runs), `plots` (figures), `report` (every measurement on
 some weights, and pages about runs), `sweep` (lists of runs) and `explore` (a page with sliders).
 """

@@ -7,6 +7,7 @@ from torch import Tensor
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _DEVICES = ("cpu", "meta")
+NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 _ACTIVATIONS = ("softmax", "linear", "relu")
 
 
@@ -74,7 +75,7 @@ def check_attention_options(dropout_p: float, scale: float | None, activation: s
     """Raise TypeError or ValueError unless the options of `attention` are ones it has."""
     if dropout_p != 0:
         raise ValueError(f"dropout_p must be 0, since there is no dropout, got {dropout_p}")
-    if scale is not None and not isinstance(scale, (float, int)):
+    if scale is not None and not isinstance(scale, NUMBERS):
         raise TypeError(f"scale must be a float or None, got {type(scale).__name__}")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")

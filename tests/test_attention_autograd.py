@@ -9,6 +9,7 @@ import pytest
 import torch
 from attentions import Case, definition, make_inputs, make_mask, wanted
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import vmap
 from torch.utils.checkpoint import checkpoint
 from transforms import TRANSFORMS, as_function_of, scalar
@@ -167,3 +168,22 @@ def test_what_the_operator_keeps_is_not_differentiable() -> None:
         *inputs, None, None, scale=1.0, is_causal=False, activation="softmax", want_lse=True, want_weights=True
     )
     assert [x.requires_grad for x in outputs] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("mode", ["dual numbers", "jvp"])
+def test_tangents_of_a_graph_made_before_are_not_dropped(mode: str) -> None:
+    """The backward operator has no forward mode, and what a jvp would miss there is an error."""
+    inputs = [x.requires_grad_() for x in make_inputs(CASE, torch.float64, seed=12)]
+    out = attention(*inputs)
+
+    def pull_back(grad_out: Tensor) -> Tensor:
+        return torch.autograd.grad(out, inputs[0], grad_out)[0]
+
+    def with_dual_numbers() -> Tensor:
+        with forward_ad.dual_level():
+            return pull_back(forward_ad.make_dual(ones, ones))
+
+    ones = torch.ones_like(out)
+    push = {"dual numbers": with_dual_numbers, "jvp": lambda: torch.func.jvp(pull_back, (ones,), (ones,))}[mode]
+    with pytest.raises(NotImplementedError, match="attention_backward got a tensor with a tangent"):
+        push()

@@ -27,8 +27,9 @@ def test_float32_is_as_exact_as_eager(case: Case, logit_scale: float, options: d
     expected = value_and_grads(wanted(definition, **options), [x.double() for x in inputs], NEEDS)
     eager = relative_errors(value_and_grads(wanted(definition, **options), inputs, NEEDS), expected)
     ours = relative_errors(value_and_grads(wanted(attention, **options), inputs, NEEDS), expected)
+    of_logits = 2e-9 * logit_scale  # what their rounding costs, where eager's happens to cancel
     for error, bound in zip(ours, eager, strict=True):
-        assert error <= 3 * bound + 2e-6
+        assert error <= 3 * bound + 2e-6 + of_logits
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,22 @@ def test_compile_is_one_graph_and_runs_the_kernels_both_ways(options: dict, dyna
     assert "mhicl.attention_backward.default" in graphs[1]
 
 
-def test_dynamic_shapes_compile_once() -> None:
-    compiled, graphs = compile_keeping_graphs(scalar(lambda *x: attention(*x, is_causal=True)), dynamic=True)
-    # Sizes that are equal at first are taken to be so always, and the default scale is a number for each head dim.
-    for case in (Case(2, 8, 4, 3, 5, 7, 6), Case(3, 6, 2, 10, 11, 7, 4), Case(5, 12, 3, 8, 9, 7, 10)):
+def by_length(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    """The papers' linear attention, whose scale depends on a size that varies."""
+    return lambda q, k, v: function(q, k, v, activation="linear", scale=1 / k.shape[2])
+
+
+DYNAMIC = {"default scale": lambda function: with_options(function, {"is_causal": True}), "1/L": by_length}
+
+
+@pytest.mark.parametrize("kind", DYNAMIC.values(), ids=DYNAMIC)
+def test_dynamic_shapes_compile_once(kind: Callable[..., Callable[..., Tensor]]) -> None:
+    compiled, graphs = compile_keeping_graphs(scalar(kind(attention)), dynamic=True)
+    # Sizes that are equal at first are taken to be so always.
+    for case in (Case(2, 8, 4, 3, 5, 7, 6), Case(3, 6, 2, 10, 11, 9, 4), Case(5, 12, 3, 8, 9, 13, 10)):
         leaves = [x.requires_grad_() for x in make_inputs(case, torch.float64, seed=3)]
         got = torch.autograd.grad(compiled(*leaves), leaves)
-        expected = torch.autograd.grad(scalar(lambda *x: definition(*x, is_causal=True))(*leaves), leaves)
+        expected = torch.autograd.grad(scalar(kind(definition))(*leaves), leaves)
         assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(got, expected, strict=True))
     assert len(graphs) == 2
 
@@ -103,6 +112,19 @@ def test_exported_without_gradients_and_differentiated_after(dynamic: bool) -> N
     leaf = key.requires_grad_()
     (expected,) = torch.autograd.grad(definition(query, leaf, value, is_causal=True).square().sum(), leaf)
     assert torch.allclose(got, expected)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_with_a_scale_that_depends_on_a_size(strict: bool) -> None:
+    class Linear(torch.nn.Module):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return by_length(attention)(query, key, value)
+
+    keys = {2: torch.export.Dim("keys", min=2)}
+    inputs = tuple(make_inputs(CASE, torch.float64, seed=6))
+    exported = torch.export.export(Linear(), inputs, dynamic_shapes=(None, keys, keys), strict=strict).module()
+    inputs = tuple(make_inputs(CASE._replace(keys=9), torch.float64, seed=7))
+    assert torch.allclose(exported(*inputs), by_length(definition)(*inputs))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

@@ -184,6 +184,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert max(map(len, printed.out.splitlines())) <= 120
 
 
+def test_an_earlier_report_of_other_shapes_is_refused_before_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.write_report(report(), tmp_path / "old.json")
+    file = tmp_path / "new.json"
+    command = ["bench", "--shapes", "2,2,3,4,5", "--rounds", "1", "--only", "eager", "--json", str(file)]
+    assert main([*command, "--compare", str(tmp_path / "old.json")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "the earlier report has none of these shapes in these dtypes" in printed.err
+    assert not file.exists()
+
+
 def test_the_command_on_prompt_attention(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["bench", "--operator", "prompt_attention", "--shapes", "5,4,3,2,2", "--quick", "--rounds", "1"]
     assert main([*command, "--dtype", "float64"]) == 0
@@ -230,7 +243,10 @@ def test_bad_input_is_one_line_and_status_2(
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     file = tmp_path / "r.json"
     shapes, few = ["2,2,3,4,5", "400,8,100,100,64"], ["--only", "eager", "--no-memory", "--rounds", "3"]
+    old = tmp_path / "old.json"  # of the second shape alone: there is nothing to compare when the first is done
+    bench.write_report(report(shape=AttentionShape.parse(shapes[1])), old)
     command = [sys.executable, "-m", "mhicl_fast", "bench", "--shapes", *shapes, *few, "--json", str(file)]
+    command += ["--compare", str(old)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

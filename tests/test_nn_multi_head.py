@@ -9,6 +9,7 @@ import pytest
 import torch
 from multi_head_modules import PlainMultiHead, gradients
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from mhicl_fast.nn import MultiHeadAttention, core
 
@@ -213,6 +214,21 @@ def test_bad_input() -> None:
     ]:
         with pytest.raises(error, match=message):
             module(*arguments)
+
+
+def test_layers_that_are_not_linear_are_not_passed_over() -> None:
+    """Only their weights are read, so what else they compute would be lost without a word."""
+
+    class Adapter(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    module, x = MultiHeadAttention(4, 2), torch.randn(2, 5, 4)
+    parametrize.register_parametrization(module.q_proj, "weight", torch.nn.Tanh())
+    module(x, x, x)
+    module.v_proj = Adapter(4, 4)
+    with pytest.raises(TypeError, match=r"v_proj must compute as torch.nn.Linear does, got Adapter"):
+        module(x, x, x)
 
 
 def test_bad_settings() -> None:

@@ -129,6 +129,19 @@ def test_what_the_kernels_cannot_take_goes_on() -> None:
     mask = torch.zeros(3, 5).double()
     reasons = passed_on(query, key, value, mask, is_causal=True)
     assert reasons == {"attn_mask together with is_causal, which PyTorch does not define": 2}
+    half = [x.detach().bfloat16() for x in (query, key, value)]
+    for inputs, dtype in ((half, "bfloat16"), ((query, key, value), "float64")):  # these float32 masks PyTorch takes
+        reason = f"attn_mask is torch.float32 where query is torch.{dtype}"
+        assert passed_on(*inputs, torch.randn(3, 5)) == {reason: 2}
+    assert passed_on(query, key, value, scale=torch.tensor(0.5)) == {"scale is a Tensor": 2}
+    assert passed_on(query[..., :0], key[..., :0], value) == {"rows of no numbers": 2}
+
+
+def test_autocast_makes_masks_fit() -> None:
+    query, key, value = (x.detach().float() for x in draw(2, 3))
+    with torch.autocast("cpu", torch.bfloat16), route_sdpa() as report:
+        out = F.scaled_dot_product_attention(query.bfloat16(), key, value, torch.zeros(3, 5))
+    assert (report.routed, out.dtype) == (1, torch.bfloat16)
 
 
 @pytest.mark.filterwarnings("ignore:scaled_dot_product_attention goes on")

@@ -245,6 +245,26 @@ def test_replacing_and_restoring() -> None:
     assert restore_attention(model) == []
 
 
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_constructed_module_is_made_as_the_parent(settings: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    parent = nn.MultiheadAttention(D, HEADS, **settings)
+    torch.manual_seed(3)
+    module = TorchMultiheadAttention(D, HEADS, **settings)
+    assert type(module) is TorchMultiheadAttention
+    assert_equal(module.state_dict(), parent.state_dict())
+    torch.manual_seed(4)
+    parent._reset_parameters()
+    torch.manual_seed(4)
+    module._reset_parameters()
+    assert_equal(module.state_dict(), parent.state_dict())
+    inputs = torch.randn(L, N, D), torch.randn(L, N, parent.kdim), torch.randn(L, N, parent.vdim)
+    expected = parent(*inputs)[0]
+    torch.testing.assert_close(module(*inputs)[0], expected)
+    restore_attention(module)
+    torch.testing.assert_close(module(*inputs)[0], expected)
+
+
 def test_nothing_is_changed_where_something_cannot_be() -> None:
     model = encoder(batch_first=True)
     model.layers[1].self_attn.dropout = 0.1

@@ -243,10 +243,10 @@ Inputs checked(const at::Tensor& query, const at::Tensor& key, const at::Tensor&
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const std::optional<at::Tensor>& mask,
-    const std::optional<at::Tensor>& key_lengths, double scale, bool causal, std::string activation, bool want_lse,
-    bool want_weights) {
-  const Outputs out = forward(checked(query, key, value, mask, key_lengths, scale, causal, activation), want_lse,
-                              want_weights);
+    const std::optional<at::Tensor>& key_lengths, const at::Scalar& scale, bool causal, std::string activation,
+    bool want_lse, bool want_weights) {
+  const Inputs in = checked(query, key, value, mask, key_lengths, scale.toDouble(), causal, activation);
+  const Outputs out = forward(in, want_lse, want_weights);
   return {out.out, out.lse, out.weights, out.stats};
 }
 
@@ -254,8 +254,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_backward(
     const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
     const std::optional<at::Tensor>& grad_weights, const at::Tensor& query, const at::Tensor& key,
     const at::Tensor& value, const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& key_lengths,
-    const at::Tensor& stats, double scale, bool causal, std::string activation, std::array<bool, 4> needs) {
-  const Inputs in = checked(query, key, value, mask, key_lengths, scale, causal, activation);
+    const at::Tensor& stats, const at::Scalar& scale, bool causal, std::string activation, std::array<bool, 4> needs) {
+  const Inputs in = checked(query, key, value, mask, key_lengths, scale.toDouble(), causal, activation);
   const int64_t batch = in.batch(), heads = in.heads(), rows = in.rows();
   check_like("grad_out", grad_out, {batch, heads, rows, value.size(3)}, query.scalar_type());
   if (grad_lse) check_like("grad_lse", *grad_lse, {batch, heads, rows}, in.compute_type());

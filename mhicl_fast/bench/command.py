@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..plots import save_png
-from .comparison import compare_reports
+from .comparison import check_comparable, compare_reports, in_both
 from .errors import BenchFailedError, BenchInputError
 from .figure import bench_figure
 from .measuring import Plan, begin, measure, without_compiled
@@ -32,6 +32,8 @@ def bench(options: argparse.Namespace) -> None:
         if file is not None and not file.absolute().parent.is_dir():
             raise BenchInputError(f"there is no folder {file.absolute().parent} to write {file.name} into")
     earlier = None if options.compare is None else read_report(options.compare)
+    if earlier is not None:
+        check_comparable(earlier, shapes, plan.dtypes)
     with _threads(options.threads), tqdm(total=len(shapes) * len(plan.dtypes), disable=None, leave=False) as bar:
         report = begin(plan, bar.set_postfix_str)
         _say(bar, heading(report))
@@ -77,14 +79,14 @@ def _say(bar: tqdm, text: str) -> None:
 
 
 def _conclude(report: Report, earlier: Report | None, json_file: Path | None, figure_file: Path | None) -> None:
-    """The summary, the comparison, the files."""
+    """The summary, the files, the comparison of what both reports have: nothing yet, maybe, after an interruption."""
     print(f"\n{closing(report)}")
     if json_file is not None:
         write_report(report, json_file)
-    if earlier is not None:
-        print(f"\n{compare_reports(report, earlier)}")
     if figure_file is not None:
         save_png(bench_figure(report), figure_file)
+    if earlier is not None and in_both(report, earlier):
+        print(f"\n{compare_reports(report, earlier)}")
 
 
 def _fail_on_wrong_results(report: Report) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import product
 from typing import NamedTuple
 
 from ..train.wording import number
 from .errors import BenchInputError
 from .results import OURS, PASSES, Report, ShapeResult
+from .shapes import Shape
 from .table import NONE, aligned
 from .timing import Timing
 
@@ -37,14 +40,25 @@ def changes(new: ShapeResult, old: ShapeResult, name: str) -> dict[str, Change]:
     return {part: Change.of(now[part], then[part]) for part in PASSES if part in now and part in then}
 
 
+def check_comparable(old: Report, shapes: Iterable[Shape], dtypes: Iterable[str]) -> None:
+    """BenchInputError unless the old report has at least one of the shapes in one of the dtypes."""
+    if not {(result.shape, result.dtype) for result in old.results} & set(product(shapes, dtypes)):
+        raise BenchInputError("the earlier report has none of these shapes in these dtypes, so there is no comparison")
+
+
+def in_both(new: Report, old: Report) -> list[tuple[ShapeResult, ShapeResult]]:
+    """The results of shapes and dtypes that both reports have."""
+    before = {(result.shape, result.dtype): result for result in old.results}
+    return [(result, before[key]) for result in new.results if (key := (result.shape, result.dtype)) in before]
+
+
 def compare_reports(new: Report, old: Report) -> str:
     """A table of mhicl_fast's new times in terms of the old ones, at the shapes that both reports have.
 
     Beside them stands what became of the competitors' times (forward + backward, geometric mean): they are the same
     code, unless torch differs, so that is the machine's drift. BenchInputError where no shape is in both.
     """
-    before = {(result.shape, result.dtype): result for result in old.results}
-    pairs = [(result, before[key]) for result in new.results if (key := (result.shape, result.dtype)) in before]
+    pairs = in_both(new, old)
     if not pairs:
         raise BenchInputError("the two reports have no shape and dtype in common")
     rows = [("new time / old time", *PASSES, "competitors"), *(_row(result, then) for result, then in pairs)]

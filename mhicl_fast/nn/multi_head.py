@@ -17,7 +17,8 @@ class MultiHeadAttention(nn.Module):
     columns of o_proj.
 
     Head h computes KQ_h = scale · W_K,hᵀ W_Q,h and OV_h = W_O,h W_V,h; `kq` and `ov` give them. State dicts are those
-    of modules with four Linear layers of these names and shapes, biases included where both have them.
+    of modules with four Linear layers of these names and shapes, biases included where both have them. The layers hold
+    parameters and are not called: hooks on them do not run, and layers that compute otherwise are a TypeError.
 
     Args:
         embed_dim: D, the width of a query.
@@ -134,8 +135,11 @@ class MultiHeadAttention(nn.Module):
         return combined_ov(self.weights(), self.num_heads)
 
     def weights(self) -> Weights:
-        """The parameters of the four layers."""
+        """The parameters of the four layers; TypeError where one does not compute with them alone, as an adapter."""
         layers = (self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+        for name, layer in zip(("q_proj", "k_proj", "v_proj", "o_proj"), layers):
+            if type(layer).forward is not nn.Linear.forward:
+                raise TypeError(f"{name} must compute as torch.nn.Linear does, got {type(layer).__name__}")
         return Weights(*(layer.weight for layer in layers), *(layer.bias for layer in layers))
 
     def extra_repr(self) -> str:

@@ -16,6 +16,9 @@ from torch.overrides import TorchFunctionMode, redispatch_function
 
 from mhicl_fast import attention
 
+from ..ops.derivatives import autocasts
+from ..validation import NUMBERS
+
 _sdpa = F.scaled_dot_product_attention
 # A mode is off inside what it sees called. These call scaled_dot_product_attention in turn, the last three where they
 # compute a checkpointed forward pass anew.
@@ -32,9 +35,10 @@ class route_sdpa(TorchFunctionMode):
         print(report)
 
     What the kernels cannot take goes on to PyTorch, with one warning for each reason and block, or is an error:
-    dropout, devices without kernels, dtypes that are not floating-point, batch dimensions that broadcast, attn_mask
-    together with is_causal, and `nn.MultiheadAttention` inside `torch.compile` (use `replace_attention` there). The
-    block counts both kinds of calls, in `routed` and, by reason, in `passed_on`.
+    dropout, devices without kernels, dtypes that are not floating-point, additive masks of another dtype than query's,
+    scales that are tensors, batch dimensions that broadcast, attn_mask together with is_causal, and
+    `nn.MultiheadAttention` inside `torch.compile` (use `replace_attention` there). The block counts both kinds of
+    calls, in `routed` and, by reason, in `passed_on`.
 
     Blocks may be nested, the innermost decides, and a block routes only the calls of the thread that entered it.
     Leaving it, by exceptions too, restores what was before. A function compiled by `torch.compile` is compiled once for
@@ -79,7 +83,7 @@ class route_sdpa(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Any:
-        reason = _why_not(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+        reason = _why_not(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         if reason is None:
             self.routed += 1
             return attention(query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale)
@@ -96,7 +100,14 @@ class route_sdpa(TorchFunctionMode):
 
 
 def _why_not(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool, gqa: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: Any,
+    gqa: bool,
 ) -> str | None:
     """What keeps the kernels from computing this call, or None."""
     if dropout_p > 0:
@@ -108,10 +119,16 @@ def _why_not(
         return f"there are no kernels for device {query.device.type}"
     if any(x.dtype not in _DTYPES for x in (query, key, value)):
         return f"dtype {query.dtype} is not floating-point"
+    if attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype) and not autocasts(query.device.type):
+        return f"attn_mask is {attn_mask.dtype} where query is {query.dtype}"
+    if scale is not None and not isinstance(scale, NUMBERS):
+        return f"scale is a {type(scale).__name__}"
     if attn_mask is not None and is_causal:
         return "attn_mask together with is_causal, which PyTorch does not define"
     if query.dim() < 2 or not query.dim() == key.dim() == value.dim():
         return "numbers of dimensions differ"
+    if query.shape[-1] == 0:
+        return "rows of no numbers"
     heads_fit = key.shape[-3:-2] == query.shape[-3:-2] or (gqa and query.dim() > 3)
     if key.shape[:-3] != query.shape[:-3] or key.shape[:-2] != value.shape[:-2] or not heads_fit:
         return "batch dimensions that broadcast"

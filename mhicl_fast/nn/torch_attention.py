@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,13 +24,19 @@ class TorchMultiheadAttention(nn.MultiheadAttention):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with _as_parent(self):
+            nn.MultiheadAttention.__init__(self, *args, **kwargs)
         check_supported(self)
+
+    def _reset_parameters(self) -> None:
+        with _as_parent(self):
+            nn.MultiheadAttention._reset_parameters(self)
 
     @property
     def _qkv_same_embed_dim(self) -> bool:
         # TransformerEncoderLayer.forward has a shortcut in eval mode that reads the parameters and never calls this
         # module. It takes it only for packed weights, which is what this name says; the true answer is in_proj_weight.
+        # The parent's methods that need it run in `_as_parent`.
         return False
 
     @_qkv_same_embed_dim.setter
@@ -119,6 +127,17 @@ class TorchMultiheadAttention(nn.MultiheadAttention):
         ]:
             if tensor.shape[-1] != width:
                 raise ValueError(f"{name} must have width {width}, got shape {list(tensor.shape)}")
+
+
+@contextmanager
+def _as_parent(module: TorchMultiheadAttention) -> Iterator[None]:
+    """The module as one of the parent's class, with the parent's own `_qkv_same_embed_dim`."""
+    own = type(module)
+    module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        module.__class__ = own
 
 
 def replace_attention(model: nn.Module) -> list[str]:

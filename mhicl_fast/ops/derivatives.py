@@ -45,6 +45,11 @@ def register_derivative(name: str, backward: Callable[..., Grads], setup: Setup)
             return *backward(ctx, *grads), None, None
 
     def compute(keyset: Any, *inputs: Any, **options: Any) -> Any:
+        if _any_tangent(*inputs):  # which would be dropped without a word
+            raise NotImplementedError(
+                f"mhicl::{name} got a tensor with a tangent, which only the public functions know: call them inside "
+                "forward_ad.dual_level or torch.func.jvp, not before"
+            )
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             return Differentiable.apply(*inputs, keyset, options)
         return below_autograd(inputs, keyset, options)
@@ -110,10 +115,14 @@ def needs_definition(*tensors: Tensor | None) -> bool:
     """Whether a transform is active that only the plain-PyTorch definition gets right."""
     if torch._C._are_functorch_transforms_active():
         return True
-    if forward_ad._current_level < 0:
-        return False
-    return torch.compiler.is_compiling() or any(
-        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    if forward_ad._current_level >= 0 and torch.compiler.is_compiling():
+        return True
+    return _any_tangent(*tensors)
+
+
+def _any_tangent(*arguments: Any) -> bool:
+    return forward_ad._current_level >= 0 and any(
+        isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments
     )
 
 

@@ -71,7 +71,8 @@ class AttentionBackward {
     return Logits<T>::size(p_) + (int(keys_staged_) + int(Logits<T>::hides(p_))) * padded(key_table(p_.dim)) +
            (values_staged_ ? padded(key_table(p_.value_dim)) : 0) + 2 * padded(Logits<T>::key_block(p_) * p_.blocking.rows) +
            2 * padded(p_.blocking.rows * value_dim) + 2 * padded(dim * p_.blocking.rows) +
-           KeyGradient<T>::size(p_, p_.dim) + KeyGradient<T>::size(p_, p_.value_dim);
+           KeyGradient<T>::size(p_, o_.grad_key, p_.dim) +
+           KeyGradient<T>::size(p_, o_.grad_value, p_.value_dim);
   }
 
   void start(const Problem<T>& problem, const RowBlock& block) {

@@ -39,7 +39,8 @@ class FewRowsBackward {
     const int64_t rows = p_.group * p_.rows;
     return FewRows<T>::size(p_) + padded(rows * padded_to_vectors<T>(p_.keys)) +
            padded(rows * padded_to_vectors<T>(p_.value_dim)) + padded(rows * padded_to_vectors<T>(p_.dim)) +
-           KeyGradient<T>::size(p_, p_.dim) + KeyGradient<T>::size(p_, p_.value_dim);
+           KeyGradient<T>::size(p_, o_.grad_key, p_.dim) +
+           KeyGradient<T>::size(p_, o_.grad_value, p_.value_dim);
   }
 
   void activate(int64_t row, int64_t r) {

@@ -4,10 +4,12 @@ template <class T>
 class KeyGradient {
  public:
   KeyGradient(const AttentionParams<T>& p, const Operand<void*>& to, int64_t columns, Workspace<T>& workspace)
-      : p_(p), to_(to), columns_(columns), scratch_(in_place(p) ? nullptr : workspace.take(p.keys * columns)) {}
+      : p_(p), to_(to), columns_(columns), scratch_(nullptr) {
+    if (wanted() && !in_place(p)) scratch_ = workspace.take(p.keys * columns);
+  }
 
-  static int64_t size(const AttentionParams<T>& p, int64_t columns) {
-    return in_place(p) ? 0 : Workspace<T>::padded(p.keys * columns);
+  static int64_t size(const AttentionParams<T>& p, const Operand<void*>& to, int64_t columns) {
+    return to.data == nullptr || in_place(p) ? 0 : Workspace<T>::padded(p.keys * columns);
   }
 
   bool wanted() const { return to_.data != nullptr; }
@@ -39,7 +41,7 @@ class KeyGradient {
   const AttentionParams<T>& p_;
   const Operand<void*>& to_;
   const int64_t columns_;
-  T* const scratch_;
+  T* scratch_;
   T* sums_ = nullptr;
   int64_t base_ = 0;
 };
