@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 
 import drop_in_models as models
 import torch
-from measure import Timing, time_in_turns
 from torch import Tensor, nn
 
 import mhicl_fast
+from mhicl_fast.bench.timing import Timing, time_in_turns
 
 
 class Workload(NamedTuple):

@@ -13,10 +13,10 @@ import subprocess
 import sys
 
 import torch
-from measure import time_in_turns
-from prompt_attention import peak_resident, reset_peak, resident
 from torch import Tensor
 
+from mhicl_fast.bench.memory import peak_resident, reset_peak, resident
+from mhicl_fast.bench.timing import time_in_turns
 from mhicl_fast.tasks import MultiTaskRegression
 from mhicl_fast.train import hessian_vector_product, population_loss
 
