@@ -67,6 +67,22 @@ def test_rows_show_nothing_of_keys_that_only_others_see(rows: int, dtype: torch.
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("way", ["lengths", "boolean", "additive"])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_rows_show_nothing_to_keys_that_nobody_sees(rows: int, way: str, activation: str) -> None:
+    """A row holds NaN: the gradients of keys that it sees do too, those of hidden keys are zero."""
+    query, key, value = (x.requires_grad_() for x in make_inputs(CASE._replace(rows=rows), torch.float64, seed=7))
+    with torch.no_grad():
+        query[:, :, 0] = torch.nan
+    out = attention(query, key, value, activation=activation, **hiding(way))
+    for gradient in torch.autograd.grad(out, (key, value), torch.ones_like(out)):
+        seen = seen_by_lengths().mT.expand_as(gradient)
+        assert not gradient[~seen].any()
+    if activation != "relu":  # whose weights of NaN logits count as neither positive nor negative
+        assert gradient[seen].isnan().all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_unmasked_nans_reach_just_the_rows_that_see_them(activation: str) -> None:
     mask = torch.rand(CASE.logits, generator=torch.Generator().manual_seed(2)) < 0.7
     for which, bad in itertools.product((0, 1, 2), (torch.nan, torch.inf)):

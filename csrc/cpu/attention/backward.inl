@@ -55,8 +55,10 @@ class AttentionBackward {
         if (o_.grad_query.data != nullptr) write_query(problem, block);
         if (o_.means != nullptr) std::copy_n(mean_, block.count, o_.means + problem.first_row(p_) + block.first);
       }
-      grad_key_.write(first_key, last_key);
-      grad_value_.write(first_key, last_key);
+      for (const KeyGradient<T>* gradient : {&grad_key_, &grad_value_}) {
+        gradient->forget_unseen(problem, first_key, last_key);
+        gradient->write(first_key, last_key);
+      }
     }
   }
 

@@ -101,6 +101,7 @@ class FewRowsBackward {
              .unit_rows = true, .b = rows, .b_stride = padded_to_vectors<T>(dim), .c = sums.rows(0),
              .c_stride = sums.stride(), .accumulate = false});
     sums.zero(problem.keys, p_.keys);
+    sums.forget_unseen(problem, 0, p_.keys);
     sums.write(0, p_.keys);
   }
 

@@ -27,6 +27,17 @@ class KeyGradient {
     for (int64_t l = first; l < last; ++l) std::fill_n(rows(l), columns_, T(0));
   }
 
+  // A row with NaN or infinity gives every key zero times that. Keys that a mask hides from all rows must not show it.
+  void forget_unseen(const Problem<T>& problem, int64_t first, int64_t last) const {
+    if (!wanted() || p_.mask_kind == MaskKind::none) return;
+    for (int64_t l = first; l < last; ++l) {
+      T* row = rows(l);
+      T zero = 0;  // stays so while everything is finite
+      for (int64_t e = 0; e < columns_; ++e) zero += T(0) * row[e];
+      if (zero != T(0) && !key_is_seen(p_, problem, l)) std::fill_n(row, columns_, T(0));
+    }
+  }
+
   // After the last sum.
   void write(int64_t first, int64_t last) const {
     if (!wanted() || in_place(p_)) return;

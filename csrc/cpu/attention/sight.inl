@@ -143,6 +143,19 @@ bool sees_a_key(const AttentionParams<T>& p, const Problem<T>& problem, int64_t 
   return false;
 }
 
+// Whether any of a problem's rows sees a key.
+template <class T>
+bool key_is_seen(const AttentionParams<T>& p, const Problem<T>& problem, int64_t l) {
+  const Operand<const void*>& mask = p.mask;
+  for (int64_t g = 0; g < p.group; ++g) {
+    for (int64_t i = p.causal ? l : 0; i < p.rows; ++i) {
+      const int64_t row = problem.batch * mask.batch + (problem.head * p.group + g) * mask.head + i * mask.row;
+      if (mask_bias(p, row + l * mask.column) != -std::numeric_limits<T>::infinity()) return true;
+    }
+  }
+  return false;
+}
+
 // Puts `value` where a row does not see a key. Adds the mask elsewhere if Add.
 template <class T, bool Add>
 void hide(T* table, const Sight<T>& sight, T value) {
