@@ -58,16 +58,16 @@ def test_relative_errors() -> None:
     assert relative_errors((torch.zeros(3), torch.zeros(2)), exact, grad_out) == [float("inf"), 0]
 
 
-def _scaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _scaled(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
     return (query @ key.mT).softmax(-1) @ value  # forgets the scale
 
 
-def _wrong_gradient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _wrong_gradient(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
     key = 2 * key - key.detach()
     return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
 
-def _failing(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _failing(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
     raise NotImplementedError("not on a Sunday\nmore of that")
 
 
@@ -86,8 +86,25 @@ def test_wrong_and_failing_competitors_are_not_timed() -> None:
     assert not entries["failing"].errors
 
 
+@pytest.mark.parametrize("text", SHAPES)
+def test_functions_of_ones_own_are_called_as_sdpa(text: str) -> None:
+    report = bench.run([text], only=["own"], extra={"own": torch.nn.functional.scaled_dot_product_attention}, **FEW)
+    assert set(report.results[0].entries["own"].times) == {"forward", "backward", "both"}
+
+
+def test_functions_of_ones_own_are_called_as_prompt_attention() -> None:
+    extra = {"own": lambda context, query, kq, ov: mhicl_fast.prompt_attention(context, query, kq, ov)}
+    report = bench.run(PROMPTS[:1], operator="prompt_attention", only=["own"], extra=extra, **FEW)
+    assert set(report.results[0].entries["own"].times) == {"forward", "backward", "both"}
+
+
+def test_unknown_options_are_told() -> None:
+    with pytest.raises(TypeError, match=r"bench.run has no option 'second'; it has shapes, tell, operator, dtypes,"):
+        bench.run(["2,2,3,4,5"], second=0.1)
+
+
 def test_a_slow_forward_pass_is_not_the_backward_pass() -> None:
-    def slow(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def slow(query: Tensor, key: Tensor, value: Tensor, **_: bool) -> Tensor:
         time.sleep(0.05)
         return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
@@ -109,7 +126,7 @@ def test_why_a_competitor_does_not_run_is_told() -> None:
 
 
 def test_a_nan_is_a_wrong_result() -> None:
-    extra = {"nan": lambda query, key, value: torch.nan * ((query @ key.mT) @ value)}
+    extra = {"nan": lambda query, key, value, **_: torch.nan * ((query @ key.mT) @ value)}
     entry = bench.run(["2,2,3,4,5"], only=["nan"], extra=extra, **FEW).results[0].entries["nan"]
     assert "wrong result: relative error nan" in entry.reasons["both"]
 
@@ -137,6 +154,7 @@ def test_calls_are_taken_in_turns_and_the_first_of_a_block_is_not_counted() -> N
         ({"operator": "attenton"}, "operator must be one of attention, prompt_attention; got 'attenton'"),
         ({"dtypes": ("float8",)}, "dtype must be one of float32"),
         ({"only": ["flash"]}, "competitor must be one of mhicl_fast, eager"),
+        ({"extra": {"sdpa": _scaled}}, "extra must have names of its own, got 'sdpa', which is a built-in competitor"),
         ({"seconds": 0.0}, "seconds must be positive, got 0"),
         ({"rounds": 0}, "rounds must be positive, got 0"),
     ],

@@ -110,9 +110,12 @@ def test_files_that_are_no_report(tmp_path: Path, text: str) -> None:
 
 def test_changes_beyond_noise() -> None:
     # quartiles at ±10 %: 1.1 / 0.9 = 1.22 is the least ratio that can be told
-    assert Change.of(timing(1.2), timing(1)).verdict == ""
-    assert Change.of(timing(1.25), timing(1)).verdict == "slower"
-    assert Change.of(timing(0.8), timing(1)).verdict == "faster"
+    assert Change.of(timing(1.2), timing(1)).verdict(1) == ""
+    assert Change.of(timing(1.25), timing(1)).verdict(1) == "slower"
+    assert Change.of(timing(0.8), timing(1)).verdict(1) == "faster"
+    assert Change.of(timing(2), timing(1)).verdict(2) == ""
+    assert Change.of(timing(1), timing(1)).verdict(2) == "faster"
+    assert Change.of(timing(1), timing(1)).verdict(0.5) == "slower"
     change = changes(report(2).results[0], report().results[0], "mhicl_fast")["both"]
     assert change == pytest.approx((2, 2 * 0.9 / 1.1, 2 * 1.1 / 0.9))
 
@@ -123,11 +126,27 @@ def test_comparison() -> None:
     assert lines[1].split()[-1] == "1"  # the competitors are as they were
     assert lines[3].split() == ["9,1,1,8,5", "float64", "–", "–", "–", "1"]
     other = report(shape=AttentionShape(1, 1, 1, 1, 1, 1, 1))
-    assert str(SHAPE) not in bench.compare_reports(other, report())
+    assert bench.compare_reports(other, report()).splitlines()[-2:] == [
+        "in the new report alone: 1,1,1,1,1 float32",
+        f"in the earlier report alone: {SHAPE} float32",
+    ]
     later = Report(MACHINE | {"threads": "1", "date": "later"}, {}, {}, report().results)
     assert bench.compare_reports(later, report()).splitlines()[-1] == "threads: 2, now 1"
     with pytest.raises(bench.BenchInputError, match="no shape and dtype in common"):
         bench.compare_reports(Report(MACHINE, {}, {}, other.results[:1]), report())
+
+
+def test_the_verdict_is_in_terms_of_what_became_of_the_competitors() -> None:
+    slower = {name: entry(6 * time, 15 * time) for name, time in {"mhicl_fast": 1, "eager": 3, "sdpa": 4}.items()}
+    before = {name: entry(2 * time, 5 * time) for name, time in {"mhicl_fast": 1, "eager": 3, "sdpa": 4}.items()}
+
+    def row(now: dict[str, Entry]) -> list[str]:
+        made = [Report(MACHINE, {}, {}, [ShapeResult(SHAPE, "float32", entries)]) for entries in (now, before)]
+        return bench.compare_reports(*made).splitlines()[1].split()[2:]
+
+    assert row(slower) == ["3.00", "(2.45–3.67)", "3.00", "(2.45–3.67)", "3.00", "(2.45–3.67)", "3.00"]
+    assert row(slower | {"mhicl_fast": before["mhicl_fast"]})[:3] == ["faster", "1.00", "(0.82–1.22)"]
+    assert row({"mhicl_fast": slower["mhicl_fast"]})[-4:] == ["slower", "3.00", "(2.45–3.67)", "–"]
 
 
 def test_table() -> None:
@@ -226,6 +245,10 @@ def test_a_wrong_result_of_ours_is_status_1(
         (["--random", "0"], "must be positive, got 0"),
         (["--threads", "0"], "threads must be positive, got 0"),
         (["--json", "{}/none/r.json"], "there is no folder"),
+        (
+            ["--quick", "--shapes", "2,2,3,4,5", "--figure", "{}/r.svg"],
+            "the figure is drawn as PNG, so its file must be named so; got r.svg",
+        ),
         (["--compare", "{}/none.json"], "cannot read"),
     ],
 )

@@ -211,9 +211,18 @@ def test_bad_input() -> None:
         ((query, key[:, :4], value), ValueError, r"of the same N and L, got shapes"),
         ((query[:1], key, value), ValueError, r"of the same N and L, got shapes"),
         ((query, None, value), TypeError, "key must be a torch.Tensor, got NoneType"),
+        ((query, key.double(), value), TypeError, r"key must be torch.float32 like the module's parameters, got .*64"),
     ]:
         with pytest.raises(error, match=message):
             module(*arguments)
+
+
+def test_autocast_may_mix_dtypes() -> None:
+    module, query, tokens = MultiHeadAttention(4, 2), torch.randn(2, 1, 4), torch.randn(2, 5, 4)
+    expected = module(query, tokens, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = module(query.bfloat16(), tokens, tokens)
+    torch.testing.assert_close(mixed.float(), expected, rtol=0.1, atol=0.03)
 
 
 def test_layers_that_are_not_linear_are_not_passed_over() -> None:

@@ -236,8 +236,9 @@ def test_replacing_and_restoring() -> None:
     assert_equal(model.state_dict(), state)
     assert isinstance(copy.deepcopy(model)["encoder"].layers[0].self_attn, TorchMultiheadAttention)
     assert not model["encoder"].use_nested_tensor
-    with pytest.raises(ValueError, match=r"no torch.nn.MultiheadAttention to replace in ModuleDict"):
-        replace_attention(model)
+    assert replace_attention(model) == []
+    with pytest.raises(ValueError, match=r"no torch.nn.MultiheadAttention to replace in Linear"):
+        replace_attention(model["head"])
     assert restore_attention(model) == names
     assert model["encoder"].use_nested_tensor
     modules = [model["encoder"].layers[i].self_attn for i in range(2)]
@@ -289,6 +290,9 @@ def test_errors_when_called() -> None:
     x, padding = torch.randn(N, L, D).double(), torch.arange(L) >= torch.tensor([L, 4, 1])[:, None]
     with torch.no_grad(), pytest.raises(ValueError, match=r"must not be nested tensors.*use_nested_tensor = False"):
         model.eval()(x, src_key_padding_mask=padding)
+    assert replace_attention(model) == []  # of no further module, but now it makes none
+    with torch.no_grad():
+        model(x, src_key_padding_mask=padding)
     with pytest.raises(RuntimeError, match="is_causal is a hint about attn_mask"):
         attention(x, x, x, is_causal=True)
     with pytest.raises(ValueError, match=r"key must have width 12, got shape \[3, 7, 11\]"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .comparison import compare_reports
 from .errors import BenchFailedError, BenchInputError
 from .figure import bench_figure
-from .measuring import run
+from .measuring import Plan, run
 from .random_shapes import random_shapes
 from .results import Entry, Report, ShapeResult, read_report, write_report
 from .roofs import Roofs, fma_peak, read_bandwidth
@@ -22,6 +22,7 @@ __all__ = [
     "BenchFailedError",
     "BenchInputError",
     "Entry",
+    "Plan",
     "PromptShape",
     "Report",
     "Roofs",

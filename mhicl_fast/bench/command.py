@@ -31,6 +31,8 @@ def bench(options: argparse.Namespace) -> None:
     for file in (options.json, options.figure):
         if file is not None and not file.absolute().parent.is_dir():
             raise BenchInputError(f"there is no folder {file.absolute().parent} to write {file.name} into")
+    if options.figure is not None and options.figure.suffix.lower() != ".png":
+        raise BenchInputError(f"the figure is drawn as PNG, so its file must be named so; got {options.figure.name}")
     earlier = None if options.compare is None else read_report(options.compare)
     if earlier is not None:
         check_comparable(earlier, shapes, plan.dtypes)

@@ -26,10 +26,9 @@ class Change(NamedTuple):
     def of(cls, new: Timing, old: Timing) -> Change:
         return cls(new.median / old.median, new.low / old.high, new.high / old.low)
 
-    @property
-    def verdict(self) -> str:
-        """ "faster" or "slower" where the quartiles do not overlap, else nothing."""
-        return "faster" if self.high < 1 else "slower" if self.low > 1 else ""
+    def verdict(self, drift: float) -> str:
+        """ "faster" or "slower" where the extremes, in terms of the machine's drift, exclude 1, else nothing."""
+        return "faster" if self.high / drift < 1 else "slower" if self.low / drift > 1 else ""
 
 
 def changes(new: ShapeResult, old: ShapeResult, name: str) -> dict[str, Change]:
@@ -56,7 +55,9 @@ def compare_reports(new: Report, old: Report) -> str:
     """A table of mhicl_fast's new times in terms of the old ones, at the shapes that both reports have.
 
     Beside them stands what became of the competitors' times (forward + backward, geometric mean): they are the same
-    code, unless torch differs, so that is the machine's drift. BenchInputError where no shape is in both.
+    code, unless torch differs, so that is the machine's drift, and "faster" and "slower" are said in terms of it. Then
+    come the shapes that one report alone has, and facts of the machine that differ. BenchInputError where no shape is
+    in both.
     """
     pairs = in_both(new, old)
     if not pairs:
@@ -64,21 +65,31 @@ def compare_reports(new: Report, old: Report) -> str:
     rows = [("new time / old time", *PASSES, "competitors"), *(_row(result, then) for result, then in pairs)]
     facts = {fact: (old.machine.get(fact, NONE), value) for fact, value in new.machine.items() if fact != "date"}
     different = [f"{fact}: {then}, now {now}" for fact, (then, now) in facts.items() if then != now]
-    return "\n".join([aligned(rows), *different])
+    return "\n".join([aligned(rows), *_alone("new", new, old), *_alone("earlier", old, new), *different])
+
+
+def _alone(which: str, report: Report, other: Report) -> list[str]:
+    """A line with the shapes that the other report does not have, or none."""
+    partners = {(result.shape, result.dtype) for result in other.results}
+    lonely = [f"{r.shape} {r.dtype}" for r in report.results if (r.shape, r.dtype) not in partners]
+    return [f"in the {which} report alone: {'; '.join(lonely)}"] if lonely else []
 
 
 def _row(new: ShapeResult, old: ShapeResult) -> tuple[str, ...]:
-    ours = changes(new, old, OURS)
+    ours, drift = changes(new, old, OURS), _drift(new, old)
     cells = []
     for part in PASSES:
         change = ours.get(part)
         cells.append(
-            f"{change.verdict} {change.ratio:.2f} ({change.low:.2f}–{change.high:.2f})".strip() if change else NONE
+            f"{change.verdict(drift or 1)} {change.ratio:.2f} ({change.low:.2f}–{change.high:.2f})".strip()
+            if change
+            else NONE
         )
-    return (f"  {new.shape} {new.dtype}", *cells, _drift(new, old))
+    return (f"  {new.shape} {new.dtype}", *cells, number(drift, 3) if drift else NONE)
 
 
-def _drift(new: ShapeResult, old: ShapeResult) -> str:
+def _drift(new: ShapeResult, old: ShapeResult) -> float | None:
+    """What became of the competitors' times; None where no competitor has both."""
     found = [changes(new, old, name).get("both") for name in new.entries if name != OURS]
     logs = [math.log(change.ratio) for change in found if change]
-    return number(math.exp(sum(logs) / len(logs)), 3) if logs else NONE
+    return math.exp(sum(logs) / len(logs)) if logs else None

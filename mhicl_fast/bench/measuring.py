@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -33,9 +33,16 @@ def _silent(_: str) -> None:
 class Plan:
     """What is measured of every shape, checked when made: BenchInputError says what is wrong.
 
-    operator "attention" or "prompt_attention"; names of dtypes; `only` these competitors (default: all; mhicl_fast is
-    always measured); `seconds` of timing per competitor and pass, or a number of `rounds`; peak `memory` or none;
-    `extra` competitors, functions of the operator's tensors by name, whose memory is not measured.
+    operator: "attention" or "prompt_attention".
+    dtypes: names out of "float32", "float64", "bfloat16", "float16".
+    only: names of competitors, built-in or extra; None for all. mhicl_fast is always measured.
+    seconds: of timing per competitor and pass.
+    rounds: of turns, whatever time they take, in place of `seconds`.
+    memory: whether peak memory is measured, in another process (Linux); that of `extra` functions never is.
+    extra: functions of one's own by name. For attention they are called as f(query, key, value, is_causal=...,
+        enable_gqa=...) with (B, Hq, Lq, E), (B, Hk, L, E) and (B, Hk, L, Ev), and return (B, Hq, Lq, Ev), so that
+        `torch.nn.functional.scaled_dot_product_attention` is one; enable_gqa says whether Hk differs from Hq. For
+        prompt_attention they are called as f(context, query, kq, ov), as `mhicl_fast.prompt_attention`.
     """
 
     operator: str = "attention"
@@ -50,6 +57,9 @@ class Plan:
         _one_of("operator", self.operator, NAMES)
         for dtype in self.dtypes:
             _one_of("dtype", dtype, DTYPES)
+        for name in self.extra or ():
+            if name in NAMES[self.operator]:
+                raise BenchInputError(f"extra must have names of its own, got {name!r}, which is a built-in competitor")
         for name in self.only or ():
             _one_of("competitor", name, [*NAMES[self.operator], *(self.extra or ())])
         if not self.seconds > 0:
@@ -70,7 +80,7 @@ class Plan:
         """The chosen functions by name, ours first."""
         wanted = NAMES[self.operator] if self.only is None else {OURS, *self.only}
         extra = {name: model for name, model in (self.extra or {}).items() if self.only is None or name in wanted}
-        return problem.models(wanted) | extra
+        return problem.models(wanted) | {name: problem.fitted(model) for name, model in extra.items()}
 
 
 def without_compiled(operator: str) -> list[str]:
@@ -81,11 +91,24 @@ def without_compiled(operator: str) -> list[str]:
 def run(shapes: Iterable[str | Shape] | None = None, *, tell: Callable[[str], None] = _silent, **plan: Any) -> Report:
     """Measure mhicl_fast and its competitors on CPU, at each shape and dtype.
 
-    shapes: texts as `mhicl bench --shapes` takes, or shapes; None for the default ones. `plan`: the fields of `Plan`.
-    `tell` hears what is being done. Takes seconds per shape and competitor, and compiles some of them. Raises
-    BenchInputError (a ValueError) for a shape or setting that cannot be, before anything runs. A competitor that fails
-    or gives a wrong result, ours too, is in the report with the reason and without times.
+    Takes seconds per shape and competitor, and compiles some of them. A competitor that fails or gives a wrong result,
+    ours too, is in the report with the reason and without times.
+
+    Args:
+        shapes: texts as `mhicl bench --shapes` takes, or shapes; None for the default ones.
+        tell: hears what is being done.
+        plan: options, which are the fields of `Plan`: operator="attention", dtypes=("float32",), only=None,
+            seconds=1.0, rounds=None, memory=True, extra=None. Functions of `extra` are called as
+            f(query, key, value, is_causal=..., enable_gqa=...), or f(context, query, kq, ov) for prompt_attention.
+
+    Raises:
+        BenchInputError: (a ValueError) a shape or setting that cannot be, before anything runs.
+        TypeError: an option that `Plan` does not have.
     """
+    known = [field.name for field in fields(Plan)]
+    for name in plan:
+        if name not in known:
+            raise TypeError(f"bench.run has no option {name!r}; it has shapes, tell, {', '.join(known)}")
     chosen = Plan(**plan)
     listed = as_shapes(chosen.operator, shapes)
     report = begin(chosen, tell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,6 +61,13 @@ class Problem:
         if isinstance(self.shape, AttentionShape):
             return competitors.attention_competitors(self.shape, wanted)
         return prompt_formulations.prompt_competitors(wanted)
+
+    def fitted(self, model: Model) -> Model:
+        """A caller's function, told what the tensors alone do not say."""
+        if isinstance(self.shape, AttentionShape):
+            shared = self.shape.heads != self.shape.key_heads
+            return partial(model, is_causal=self.shape.causal, enable_gqa=shared)
+        return model
 
     def leaves(self) -> list[Tensor]:
         """The inputs, on the same memory, with those that are wanted as leaves of a graph."""

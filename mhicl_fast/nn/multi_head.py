@@ -106,11 +106,13 @@ class MultiHeadAttention(nn.Module):
             (N, Lq, O), or that and the weights (N, H, Lq, L). A row that sees no key gives o_proj's bias.
 
         Raises:
-            TypeError, ValueError: a tensor does not fit; see also `mhicl_fast.attention`.
+            TypeError, ValueError: a tensor does not fit, or is not of the parameters' dtype, autocast apart; see also
+                `mhicl_fast.attention`.
         """
+        parameters = self.weights()
         _check_inputs(query, key, value, self)
         out, weights = multi_head_attention(
-            query, key, value, self.weights(), self.num_heads, self.plan(query, key, value),
+            query, key, value, parameters, self.num_heads, self.plan(query, key, value),
             Options(self.scale, self.activation, attn_mask, key_lengths, is_causal, return_weights),
         )  # fmt: skip
         return out if weights is None else (out, weights)
@@ -168,6 +170,9 @@ def _check_inputs(query: Tensor, key: Tensor, value: Tensor, module: MultiHeadAt
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dim() != 3 or tensor.shape[2] != width:
             raise ValueError(f"{name} must be (problems, rows, {width}), got shape {list(tensor.shape)}")
+        dtype = module.o_proj.weight.dtype
+        if tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type):
+            raise TypeError(f"{name} must be {dtype} like the module's parameters, got {tensor.dtype}")
     if key.shape[:2] != value.shape[:2] or query.shape[0] != key.shape[0]:
         raise ValueError(
             "query must be (N, Lq, ·), key and value (N, L, ·) of the same N and L, got shapes "

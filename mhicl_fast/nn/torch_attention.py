@@ -148,16 +148,17 @@ def replace_attention(model: nn.Module) -> list[str]:
     make nested tensors in eval mode, so their output at padded positions is the layers', where it was 0.
 
     Returns:
-        The names of the modules replaced, "" for the model itself.
+        The names of the modules replaced now, "" for the model itself: none where all were replaced before.
 
     Raises:
-        ValueError: there is none, or one has dropout, add_bias_kv or add_zero_attn. Then nothing is changed.
+        ValueError: the model has no attention modules, or one has dropout, add_bias_kv or add_zero_attn. Then nothing
+            is changed.
         TypeError: one is of a subclass of `torch.nn.MultiheadAttention`, whose forward may differ.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
-    found = {name: module for name, module in found.items() if type(module) is not TorchMultiheadAttention}
     if not found:
         raise ValueError(f"there is no torch.nn.MultiheadAttention to replace in {type(model).__name__}")
+    found = {name: module for name, module in found.items() if type(module) is not TorchMultiheadAttention}
     for name, module in found.items():
         if type(module) is not nn.MultiheadAttention:
             raise TypeError(
