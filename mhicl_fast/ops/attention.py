@@ -200,10 +200,14 @@ def _empty_as(like: Tensor, columns: int) -> Tensor:
     return like.new_empty(batch, heads, rows, columns)
 
 
+def _of_the_definition(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("scale", "is_causal", "activation")}
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
     query, key, value, attn_mask, key_lengths = inputs
     stats = output[3]
-    ctx.options = {name: options[name] for name in ("scale", "is_causal", "activation")}
+    ctx.options = _of_the_definition(options)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(stats)
     ctx.save_for_backward(query, key, value, attn_mask, key_lengths, stats)
@@ -226,7 +230,7 @@ def _backward(
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-    ctx.options = {name: options[name] for name in ("scale", "is_causal", "activation")}
+    ctx.options = _of_the_definition(options)
     ctx.needs = options["needs"]
     ctx.save_for_backward(*inputs[:8])
 

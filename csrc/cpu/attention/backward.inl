@@ -13,18 +13,15 @@ class AttentionBackward {
         wants_logits_(params.grad_query.data != nullptr || params.grad_key.data != nullptr ||
                       params.grad_logits != nullptr || params.means != nullptr),
         knows_means_(params.attention.activation != Activation::softmax || params.known_means != nullptr),
-        keys_staged_(!KeyReader<T>::in_place(p_, p_.key)),
-        values_staged_(!KeyReader<T>::in_place(p_, p_.value)),
         workspace_(size()),
         logits_(p_, workspace_),
-        keys_(p_, p_.key, p_.dim, keys_staged_ ? workspace_.take(key_table(p_.dim)) : nullptr,
-              Logits<T>::hides(p_) ? workspace_.take(key_table(p_.dim)) : nullptr),
-        values_(p_, p_.value, p_.value_dim, values_staged_ ? workspace_.take(key_table(p_.value_dim)) : nullptr),
+        keys_(p_, p_.key, p_.dim, workspace_),
+        values_(p_, p_.value, p_.value_dim, key_block(p_), workspace_),
         grad_key_(p_, params.grad_key, p_.dim, workspace_),
         grad_value_(p_, params.grad_value, p_.value_dim, workspace_) {
     const int64_t dim = padded_to_vectors<T>(p_.dim), value_dim = padded_to_vectors<T>(p_.value_dim);
-    weights_ = workspace_.take(Logits<T>::key_block(p_) * p_.blocking.rows);
-    gradients_ = workspace_.take(Logits<T>::key_block(p_) * p_.blocking.rows);
+    weights_ = workspace_.take(key_block(p_) * p_.blocking.rows);
+    gradients_ = workspace_.take(key_block(p_) * p_.blocking.rows);
     grad_out_rows_ = workspace_.take(p_.blocking.rows * value_dim);
     grad_out_columns_ = workspace_.take(value_dim * p_.blocking.rows);
     query_sums_ = workspace_.take(dim * p_.blocking.rows);
@@ -65,16 +62,14 @@ class AttentionBackward {
  private:
   static constexpr int64_t kRows = kBlockVectors * kLanes<T>;
 
-  int64_t key_table(int64_t columns) const { return Logits<T>::key_block(p_) * padded_to_vectors<T>(columns); }
-
   int64_t size() const {
     const auto padded = Workspace<T>::padded;
     const int64_t dim = padded_to_vectors<T>(p_.dim), value_dim = padded_to_vectors<T>(p_.value_dim);
-    return Logits<T>::size(p_) + (int(keys_staged_) + int(Logits<T>::hides(p_))) * padded(key_table(p_.dim)) +
-           (values_staged_ ? padded(key_table(p_.value_dim)) : 0) + 2 * padded(Logits<T>::key_block(p_) * p_.blocking.rows) +
-           2 * padded(p_.blocking.rows * value_dim) + 2 * padded(dim * p_.blocking.rows) +
-           KeyGradient<T>::size(p_, o_.grad_key, p_.dim) +
-           KeyGradient<T>::size(p_, o_.grad_value, p_.value_dim);
+    return Logits<T>::size(p_) + KeySums<T>::size(p_, p_.key, p_.dim) +
+           KeyReader<T>::size(p_, p_.value, p_.value_dim, key_block(p_)) +
+           KeyGradient<T>::size(p_, o_.grad_key, p_.dim) + KeyGradient<T>::size(p_, o_.grad_value, p_.value_dim) +
+           2 * padded(key_block(p_) * p_.blocking.rows) + 2 * padded(p_.blocking.rows * value_dim) +
+           2 * padded(dim * p_.blocking.rows);
   }
 
   void start(const Problem<T>& problem, const RowBlock& block) {
@@ -113,9 +108,12 @@ class AttentionBackward {
   }
 
   // The weights of a block of keys, and of their gradients what does not depend on other keys.
-  Sight<T> weigh(const Problem<T>& problem, const RowBlock& block, int64_t first, int64_t count) {
+  Sight<T> weigh_keys(const Problem<T>& problem, const RowBlock& block, int64_t first, int64_t count) {
     const Sight<T> sight = logits_(keys_.rows(problem, first, count), first, count, weights_);
-    for (int v = 0; v < sight.vectors; ++v) activate(block, sight, v);
+    for (int v = 0; v < sight.vectors; ++v) {
+      const int64_t lane = v * kLanes<T>;
+      weigh(p_.activation, weights_ + lane, block.width, sight.seen[v], shift_ + lane, inverse_ + lane);
+    }
     if (!wants_logits_) return sight;
     const NextProblem<T> next(p_, problem, block);
     keys_by_rows(sight, values_(problem, first, count), p_.value_dim, grad_out_columns_, gradients_,
@@ -137,12 +135,12 @@ class AttentionBackward {
   void sum_means(const Problem<T>& problem, const RowBlock& block) {
     const int64_t keys = logits_.keys();
     for (int64_t first = 0; first < keys; first += p_.blocking.keys) {
-      add_means(block, weigh(problem, block, first, std::min(p_.blocking.keys, keys - first)));
+      add_means(block, weigh_keys(problem, block, first, std::min(p_.blocking.keys, keys - first)));
     }
   }
 
   void differentiate(const Problem<T>& problem, const RowBlock& block, int64_t first, int64_t count, bool fresh) {
-    const Sight<T> sight = weigh(problem, block, first, count);
+    const Sight<T> sight = weigh_keys(problem, block, first, count);
     if (grad_value_.wanted()) {
       sums_over_rows(sight, block, weights_, grad_out_rows_, p_.value_dim, !fresh, grad_value_.rows(first),
                      grad_value_.stride());
@@ -164,20 +162,10 @@ class AttentionBackward {
     if (o_.grad_query.data != nullptr) keys_.add(problem, sight, gradients_, first > 0, query_sums_);
   }
 
-  void activate(const RowBlock& block, const Sight<T>& sight, int v) {
-    const int64_t lane = v * kLanes<T>;
-    if (p_.activation == Activation::softmax) {
-      probabilities(weights_ + lane, block.width, sight.seen[v], shift_ + lane, inverse_ + lane);
-    } else if (p_.activation == Activation::relu) {
-      rectify(weights_ + lane, block.width, sight.seen[v]);
-    }
-  }
-
   void add_grad_weights(const Problem<T>& problem, const RowBlock& block, const Sight<T>& sight) {
     const Operand<const void*>& from = o_.grad_weights;
-    const int64_t base = problem.batch * from.batch + problem.head * p_.group * from.head;
     for_rows(p_, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
-      const int64_t row = base + g * from.head + i * from.row + sight.first * from.column;
+      const int64_t row = row_offset(p_, problem, from, g, i) + sight.first * from.column;
       for (int64_t l = 0; l < sight.seen[r / kLanes<T>]; ++l) {
         gradients_[l * block.width + r] += read<T>(from.data, row + l * from.column, p_.storage);
       }
@@ -193,7 +181,7 @@ class AttentionBackward {
 
   const AttentionBackwardParams<T>& o_;
   const AttentionParams<T>& p_;
-  const bool wants_logits_, knows_means_, keys_staged_, values_staged_;
+  const bool wants_logits_, knows_means_;
   Workspace<T> workspace_;
   Logits<T> logits_;
   KeySums<T> keys_;

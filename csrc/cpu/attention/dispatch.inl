@@ -3,7 +3,7 @@
 // Zero weights times NaN would show where a hidden key holds it; only the layout by rows knows how to avoid that.
 template <class T>
 bool may_hide_nonfinite(const AttentionParams<T>& p, const Problem<T>& problem) {
-  return Logits<T>::hides(p) && !(all_finite(p, problem, p.key, p.dim) && all_finite(p, problem, p.value, p.value_dim));
+  return may_hide(p) && !(all_finite(p, problem, p.key, p.dim) && all_finite(p, problem, p.value, p.value_dim));
 }
 
 template <class T, class Few, class Many, class Params>

@@ -19,8 +19,8 @@ class FewRows {
   FewRows(const AttentionParams<T>& p, Workspace<T>& workspace)
       : stride(padded_to_vectors<T>(p.keys)),
         p_(p),
-        keys_(p, p.key, p.dim, stage(p, p.key, p.dim, workspace)),
-        values_(p, p.value, p.value_dim, stage(p, p.value, p.value_dim, workspace)) {
+        keys_(p, p.key, p.dim, p.keys, workspace),
+        values_(p, p.value, p.value_dim, p.keys, workspace) {
     query = workspace.take(rows() * padded_to_vectors<T>(p.dim));
     weights = workspace.take(rows() * stride);
   }
@@ -28,11 +28,8 @@ class FewRows {
   static int64_t size(const AttentionParams<T>& p) {
     const auto padded = Workspace<T>::padded;
     const int64_t rows = p.group * p.rows;
-    const auto staged = [&](const Operand<const void*>& from, int64_t columns) {
-      return KeyReader<T>::in_place(p, from) ? 0 : padded(p.keys * padded_to_vectors<T>(columns));
-    };
-    return staged(p.key, p.dim) + staged(p.value, p.value_dim) + padded(rows * padded_to_vectors<T>(p.dim)) +
-           padded(rows * padded_to_vectors<T>(p.keys));
+    return KeyReader<T>::size(p, p.key, p.dim, p.keys) + KeyReader<T>::size(p, p.value, p.value_dim, p.keys) +
+           padded(rows * padded_to_vectors<T>(p.dim)) + padded(rows * padded_to_vectors<T>(p.keys));
   }
 
   int64_t rows() const { return p_.group * p_.rows; }
@@ -83,18 +80,12 @@ class FewRows {
   T* weights;            // (rows × stride)
 
  private:
-  static T* stage(const AttentionParams<T>& p, const Operand<const void*>& from, int64_t columns,
-                  Workspace<T>& workspace) {
-    return KeyReader<T>::in_place(p, from) ? nullptr : workspace.take(p.keys * padded_to_vectors<T>(columns));
-  }
-
   // visit(l, what the mask adds to the logit of key l, −∞ where it hides it).
   template <class Visit>
   MHICL_INLINE void visit_mask(const Problem<T>& problem, int64_t g, int64_t i, int64_t count,
                                const Visit& visit) const {
-    const Operand<const void*>& mask = p_.mask;
-    const int64_t row = problem.batch * mask.batch + (problem.head * p_.group + g) * mask.head + i * mask.row;
-    for (int64_t l = 0; l < count; ++l) visit(l, mask_bias(p_, row + l * mask.column));
+    const int64_t row = row_offset(p_, problem, p_.mask, g, i);
+    for (int64_t l = 0; l < count; ++l) visit(l, mask_bias(p_, row + l * p_.mask.column));
   }
 
   const AttentionParams<T>& p_;

@@ -39,22 +39,16 @@ class FewRowsBackward {
     const int64_t rows = p_.group * p_.rows;
     return FewRows<T>::size(p_) + padded(rows * padded_to_vectors<T>(p_.keys)) +
            padded(rows * padded_to_vectors<T>(p_.value_dim)) + padded(rows * padded_to_vectors<T>(p_.dim)) +
-           KeyGradient<T>::size(p_, o_.grad_key, p_.dim) +
-           KeyGradient<T>::size(p_, o_.grad_value, p_.value_dim);
+           KeyGradient<T>::size(p_, o_.grad_key, p_.dim) + KeyGradient<T>::size(p_, o_.grad_value, p_.value_dim);
   }
 
   void activate(int64_t row, int64_t r) {
-    T* weights = rows_.weights + r * rows_.stride;
-    const int64_t vectors = rows_.stride / kLanes<T>;
-    if (p_.activation == Activation::relu) rectify(weights, kLanes<T>, vectors);
-    if (p_.activation != Activation::softmax) return;
-    const bool empty = o_.sums[row] == T(0);
-    const Vec<T> shift = broadcast<T>(empty ? T(0) : o_.maxima[row]);
-    const Vec<T> inverse = broadcast<T>(empty ? T(0) : T(1) / o_.sums[row]);
-    for (int64_t v = 0; v < vectors; ++v) {
-      T* at = weights + v * kLanes<T>;
-      store(at, exp_nonpositive<T>(load(at) - shift) * inverse);
+    alignas(64) T shift[kLanes<T>] = {}, inverse[kLanes<T>] = {};
+    if (p_.activation == Activation::softmax && o_.sums[row] != T(0)) {
+      std::fill_n(shift, kLanes<T>, o_.maxima[row]);
+      std::fill_n(inverse, kLanes<T>, T(1) / o_.sums[row]);
     }
+    weigh(p_.activation, rows_.weights + r * rows_.stride, kLanes<T>, rows_.stride / kLanes<T>, shift, inverse);
   }
 
   // Takes rows that see nothing out of sums over rows: zero weights alone do not silence NaN and infinity.
@@ -86,7 +80,7 @@ class FewRowsBackward {
   void add_grad_weights(const Problem<T>& problem) {
     const Operand<const void*>& from = o_.grad_weights;
     for_rows(p_, rows_.block(), [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
-      const int64_t row = problem.batch * from.batch + (problem.head * p_.group + g) * from.head + i * from.row;
+      const int64_t row = row_offset(p_, problem, from, g, i);
       for (int64_t l = 0; l < problem.keys; ++l) {
         gradients_[r * rows_.stride + l] += read<T>(from.data, row + l * from.column, p_.storage);
       }

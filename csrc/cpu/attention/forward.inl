@@ -7,14 +7,11 @@ class AttentionForward {
   explicit AttentionForward(const AttentionForwardParams<T>& params)
       : o_(params),
         p_(params.attention),
-        keys_staged_(!KeyReader<T>::in_place(p_, p_.key)),
-        values_staged_(!KeyReader<T>::in_place(p_, p_.value)),
         workspace_(size()),
         logits_(p_, workspace_),
-        keys_(p_, p_.key, p_.dim, keys_staged_ ? workspace_.take(key_table(p_.dim)) : nullptr),
-        values_(p_, p_.value, p_.value_dim, values_staged_ ? workspace_.take(key_table(p_.value_dim)) : nullptr,
-                Logits<T>::hides(p_) ? workspace_.take(key_table(p_.value_dim)) : nullptr) {
-    table_ = workspace_.take(Logits<T>::key_block(p_) * p_.blocking.rows);
+        keys_(p_, p_.key, p_.dim, key_block(p_), workspace_),
+        values_(p_, p_.value, p_.value_dim, workspace_) {
+    table_ = workspace_.take(key_block(p_) * p_.blocking.rows);
     sums_ = workspace_.take(padded_to_vectors<T>(p_.value_dim) * p_.blocking.rows);
     out_rows_ = workspace_.take(padded_to_vectors<T>(p_.value_dim) * p_.blocking.rows);
   }
@@ -36,13 +33,10 @@ class AttentionForward {
  private:
   static constexpr int64_t kRows = kBlockVectors * kLanes<T>;
 
-  int64_t key_table(int64_t columns) const { return Logits<T>::key_block(p_) * padded_to_vectors<T>(columns); }
-
   int64_t size() const {
     const auto padded = Workspace<T>::padded;
-    const int64_t value_table = padded(key_table(p_.value_dim));
-    return Logits<T>::size(p_) + (keys_staged_ ? padded(key_table(p_.dim)) : 0) +
-           (int(values_staged_) + int(Logits<T>::hides(p_))) * value_table + padded(Logits<T>::key_block(p_) * p_.blocking.rows) +
+    return Logits<T>::size(p_) + KeyReader<T>::size(p_, p_.key, p_.dim, key_block(p_)) +
+           KeySums<T>::size(p_, p_.value, p_.value_dim) + padded(key_block(p_) * p_.blocking.rows) +
            2 * padded(padded_to_vectors<T>(p_.value_dim) * p_.blocking.rows);
   }
 
@@ -100,12 +94,8 @@ class AttentionForward {
       const int64_t count = std::min(p_.blocking.keys, keys - first);
       const Sight<T> sight = logits_(keys_(problem, first, count), first, count, table_);
       for (int v = 0; v < sight.vectors; ++v) {
-        T* column = table_ + v * kLanes<T>;
-        if (p_.activation == Activation::softmax) {
-          probabilities(column, block.width, sight.seen[v], maxima_ + v * kLanes<T>, totals_ + v * kLanes<T>);
-        } else if (p_.activation == Activation::relu) {
-          rectify(column, block.width, sight.seen[v]);
-        }
+        const int64_t lane = v * kLanes<T>;
+        weigh(p_.activation, table_ + lane, block.width, sight.seen[v], maxima_ + lane, totals_ + lane);
       }
       write_table(block, sight, table_, o_.weights, row * p_.keys + first, p_.keys, p_.storage);
     }
@@ -116,7 +106,6 @@ class AttentionForward {
 
   const AttentionForwardParams<T>& o_;
   const AttentionParams<T>& p_;
-  const bool keys_staged_, values_staged_;
   Workspace<T> workspace_;
   Logits<T> logits_;
   KeyReader<T> keys_;

@@ -8,20 +8,15 @@ class Logits {
   static int64_t size(const AttentionParams<T>& p) {
     const auto padded = Workspace<T>::padded;
     const int64_t rows = p.blocking.rows, dim = padded_to_vectors<T>(p.dim);
-    return padded(rows * dim) + padded(dim * rows) + (hides(p) ? padded(key_block(p) * rows) : 0);
+    return padded(rows * dim) + padded(dim * rows) + (may_hide(p) ? padded(key_block(p) * rows) : 0);
   }
 
   Logits(const AttentionParams<T>& p, Workspace<T>& workspace) : p_(p) {
     const int64_t rows = p.blocking.rows, dim = padded_to_vectors<T>(p.dim);
     query_rows = rows_ = workspace.take(rows * dim);
     columns_ = workspace.take(dim * rows);
-    bias_ = hides(p) ? workspace.take(key_block(p) * rows) : nullptr;
+    bias_ = may_hide(p) ? workspace.take(key_block(p) * rows) : nullptr;
   }
-
-  // How many keys are worked on together.
-  static int64_t key_block(const AttentionParams<T>& p) { return std::min(p.keys, p.blocking.keys); }
-
-  static bool hides(const AttentionParams<T>& p) { return p.mask_kind != MaskKind::none || p.causal; }
 
   // key_by_key: where a row does not see a key must be in the table Sight::bias, not only in the causal rule.
   void start(const Problem<T>& problem, const RowBlock& block, bool key_by_key) {

@@ -30,12 +30,19 @@ bool all_finite(const AttentionParams<T>& p, const Problem<T>& problem, const Op
 template <class T>
 class KeySums {
  public:
-  KeySums(const AttentionParams<T>& p, const Operand<const void*>& keys, int64_t dim, T* stage, T* clean)
-      : p_(p), keys_(keys), dim_(dim), reader_(p, keys, dim, stage), clean_(clean) {}
+  KeySums(const AttentionParams<T>& p, const Operand<const void*>& keys, int64_t dim, Workspace<T>& workspace)
+      : p_(p), keys_(keys), dim_(dim), reader_(p, keys, dim, key_block(p), workspace), clean_(nullptr) {
+    if (may_hide(p)) clean_ = workspace.take(key_block(p) * padded_to_vectors<T>(dim));
+  }
+
+  static int64_t size(const AttentionParams<T>& p, const Operand<const void*>& keys, int64_t dim) {
+    return KeyReader<T>::size(p, keys, dim, key_block(p)) +
+           (may_hide(p) ? Workspace<T>::padded(key_block(p) * padded_to_vectors<T>(dim)) : 0);
+  }
 
   // Whether the sight of this problem's rows must be known key by key.
   bool start(const Problem<T>& problem) {
-    finite_ = (p_.mask_kind == MaskKind::none && !p_.causal) || all_finite(p_, problem, keys_, dim_);
+    finite_ = !may_hide(p_) || all_finite(p_, problem, keys_, dim_);
     return !finite_;
   }
 
@@ -78,6 +85,6 @@ class KeySums {
   const Operand<const void*>& keys_;
   const int64_t dim_;
   KeyReader<T> reader_;
-  T* const clean_;
+  T* clean_;
   bool finite_ = true;
 };

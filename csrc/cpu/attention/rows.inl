@@ -57,6 +57,25 @@ struct Problem {
   int64_t first_row(const AttentionParams<T>& p) const { return index * p.group * p.rows; }
 };
 
+// How many keys are worked on together.
+template <class T>
+int64_t key_block(const AttentionParams<T>& p) {
+  return std::min(p.keys, p.blocking.keys);
+}
+
+// Whether there are keys that some row does not see, though they are valid.
+template <class T>
+bool may_hide(const AttentionParams<T>& p) {
+  return p.mask_kind != MaskKind::none || p.causal;
+}
+
+// Where row i of head g of the group begins in an operand (batch, query heads, rows, …).
+template <class T, class Pointer>
+MHICL_INLINE int64_t row_offset(const AttentionParams<T>& p, const Problem<T>& problem, const Operand<Pointer>& x,
+                                int64_t g, int64_t i) {
+  return problem.batch * x.batch + (problem.head * p.group + g) * x.head + i * x.row;
+}
+
 // Calls visit(r, g, i) for each row r of a block: row i of head g of the group.
 template <class T, class Visit>
 MHICL_INLINE void for_rows(const AttentionParams<T>& p, const RowBlock& block, const Visit& visit) {
@@ -105,9 +124,8 @@ template <class T>
 void gather_rows(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block,
                  const Operand<const void*>& from, int64_t columns, T factor, T* out) {
   const int64_t stride = padded_to_vectors<T>(columns);
-  const int64_t base = problem.batch * from.batch + problem.head * p.group * from.head;
   for_rows(p, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
-    copy_row(from.data, base + g * from.head + i * from.row, from.column, columns, p.storage, factor, out + r * stride);
+    copy_row(from.data, row_offset(p, problem, from, g, i), from.column, columns, p.storage, factor, out + r * stride);
   });
   std::memset(out + block.count * stride, 0, size_t((block.width - block.count) * stride) * sizeof(T));
 }
@@ -147,9 +165,8 @@ class NextProblem {
 template <class T, class Factor>
 void scatter_rows(const AttentionParams<T>& p, const Problem<T>& problem, const RowBlock& block, const T* rows,
                   int64_t columns, const Factor& factor, const Operand<void*>& to) {
-  const int64_t base = problem.batch * to.batch + problem.head * p.group * to.head;
   for_rows(p, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
-    write_row(rows + r * padded_to_vectors<T>(columns), columns, factor(r), to.data, base + g * to.head + i * to.row,
+    write_row(rows + r * padded_to_vectors<T>(columns), columns, factor(r), to.data, row_offset(p, problem, to, g, i),
               p.storage);
   });
 }
@@ -164,8 +181,16 @@ struct KeyRows {
 template <class T>
 class KeyReader {
  public:
-  KeyReader(const AttentionParams<T>& p, const Operand<const void*>& from, int64_t columns, T* stage)
-      : from_(from), columns_(columns), storage_(p.storage), stage_(stage) {}
+  // keys: of which at most so many are asked for at a time.
+  KeyReader(const AttentionParams<T>& p, const Operand<const void*>& from, int64_t columns, int64_t keys,
+            Workspace<T>& workspace)
+      : from_(from), columns_(columns), storage_(p.storage), stage_(nullptr) {
+    if (!in_place(p, from)) stage_ = workspace.take(keys * padded_to_vectors<T>(columns));
+  }
+
+  static int64_t size(const AttentionParams<T>& p, const Operand<const void*>& from, int64_t columns, int64_t keys) {
+    return in_place(p, from) ? 0 : Workspace<T>::padded(keys * padded_to_vectors<T>(columns));
+  }
 
   static bool in_place(const AttentionParams<T>& p, const Operand<const void*>& from) {
     return p.storage == Storage::native && from.column == 1;
@@ -190,6 +215,6 @@ class KeyReader {
   const Operand<const void*>& from_;
   const int64_t columns_;
   const Storage storage_;
-  T* const stage_;
+  T* stage_;
   int64_t staged_problem_ = -1, staged_first_ = -1, staged_count_ = 0;
 };

@@ -91,10 +91,9 @@ void transpose_mask(const AttentionParams<T>& p, const Problem<T>& problem, cons
                     int64_t count, T* bias) {
   constexpr int W = kLanes<T>;
   const Operand<const void*>& mask = p.mask;
-  const int64_t base = problem.batch * mask.batch + problem.head * p.group * mask.head + first * mask.column;
   int64_t row[kBlockVectors * W];
   for_rows(p, block, [&](int64_t r, int64_t g, int64_t i) MHICL_INLINE_LAMBDA {
-    row[r] = base + g * mask.head + i * mask.row;
+    row[r] = row_offset(p, problem, mask, g, i) + first * mask.column;
   });
   for (int64_t lane = 0; lane < block.width; lane += W) {
     for (int64_t l = 0; l < count; l += W) {
@@ -116,7 +115,7 @@ void fill_bias(const AttentionParams<T>& p, const Problem<T>& problem, const Row
   constexpr int W = kLanes<T>;
   const bool alike = p.mask.row == 0 && (p.group == 1 || p.mask.head == 0);
   if (p.mask_kind != MaskKind::none && !alike) transpose_mask(p, problem, block, first, count, bias);
-  const int64_t base = problem.batch * p.mask.batch + problem.head * p.group * p.mask.head + first * p.mask.column;
+  const int64_t base = row_offset(p, problem, p.mask, 0, 0) + first * p.mask.column;
   for (int64_t l = 0; l < count; ++l) {
     T* row = bias + l * block.width;
     if (p.mask_kind == MaskKind::none || alike) {
@@ -135,7 +134,7 @@ void fill_bias(const AttentionParams<T>& p, const Problem<T>& problem, const Row
 template <class T>
 bool sees_a_key(const AttentionParams<T>& p, const Problem<T>& problem, int64_t g, int64_t i) {
   const Operand<const void*>& mask = p.mask;
-  const int64_t row = problem.batch * mask.batch + (problem.head * p.group + g) * mask.head + i * mask.row;
+  const int64_t row = row_offset(p, problem, mask, g, i);
   const int64_t keys = p.causal ? std::min(problem.keys, i + 1) : problem.keys;
   for (int64_t l = 0; l < keys; ++l) {
     if (mask_bias(p, row + l * mask.column) != -std::numeric_limits<T>::infinity()) return true;
@@ -149,8 +148,7 @@ bool key_is_seen(const AttentionParams<T>& p, const Problem<T>& problem, int64_t
   const Operand<const void*>& mask = p.mask;
   for (int64_t g = 0; g < p.group; ++g) {
     for (int64_t i = p.causal ? l : 0; i < p.rows; ++i) {
-      const int64_t row = problem.batch * mask.batch + (problem.head * p.group + g) * mask.head + i * mask.row;
-      if (mask_bias(p, row + l * mask.column) != -std::numeric_limits<T>::infinity()) return true;
+      if (mask_bias(p, row_offset(p, problem, mask, g, i) + l * mask.column) != -std::numeric_limits<T>::infinity()) return true;
     }
   }
   return false;

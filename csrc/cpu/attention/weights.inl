@@ -59,6 +59,13 @@ void rectify(T* column, int64_t width, int64_t keys) {
   }
 }
 
+// Logits become weights, where the softmax's shift and inverse sum are known already.
+template <class T>
+void weigh(Activation activation, T* column, int64_t width, int64_t keys, const T* shift, const T* inverse) {
+  if (activation == Activation::softmax) probabilities(column, width, keys, shift, inverse);
+  else if (activation == Activation::relu) rectify(column, width, keys);
+}
+
 // sums += Σ_l w_l ∂w_l.
 template <class T>
 void add_products(const T* weights, const T* gradients, int64_t width, int64_t keys, T* sums) {
