@@ -58,6 +58,15 @@ inline void check_like(const char* name, const at::Tensor& tensor, at::IntArrayR
   TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, " must be ", dtype, ", got ", tensor.scalar_type());
 }
 
+// What a forward pass over n prompts with values ov (M, H, O, D) kept for its backward pass; what it did not keep is empty.
+inline void check_kept(const at::Tensor& ov, const at::Tensor& grad_out, int64_t n, const at::Tensor& moments,
+                       const at::Tensor& jacobian) {
+  const int64_t heads = ov.size(0) * ov.size(1), outputs = ov.size(2), dim = ov.size(3);
+  check_shape("grad_out", grad_out, {ov.size(0), n, outputs});
+  if (moments.dim() != 1) check_shape("moments", moments, {n, heads, dim});
+  if (jacobian.dim() != 1) check_shape("jacobian", jacobian, {n, outputs, heads, dim});
+}
+
 inline void check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& key_lengths) {
   TORCH_CHECK_VALUE(query.dim() == 4, "query must be (batch, heads, rows, dim), got shape ", query.sizes());

@@ -1,8 +1,8 @@
 // The schemas of all operators, and nothing else: what each computes is registered beside its code.
 
-#include <torch/library.h>
+#include "library.h"
 
-TORCH_LIBRARY(mhicl, m) {
+MHICL_OPERATORS(m) {
   m.def("cuda_self_check(Tensor x) -> Tensor");
 
   // kq (H, D, D) -> moments (N, H, D), overlaps (N, H, H) or empty.

@@ -4,24 +4,16 @@
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "../prompt_sizes.h"
 #include "prompt_moments_cpu.h"
 #include "slices.h"
 
 namespace mhicl {
 namespace {
 
-struct Sizes {
-  int64_t n, models, heads, outputs, dim;
-
-  Sizes(const at::Tensor& query, const at::Tensor& ov)
-      : n(query.size(0)), models(ov.size(0)), heads(ov.size(1)), outputs(ov.size(2)), dim(ov.size(3)) {}
-  int64_t model_row() const { return heads * dim; }        // one model's moments of one prompt
-  int64_t row() const { return models * heads * dim; }     // all models'
-};
-
 // ŷ_mno = Σ_hd OV_mhod c_nmhd for prompts [begin, end); weights is OV as (M, H, D, O).
 template <class T>
-void contract(const Sizes& s, const T* moments, const T* weights, int64_t begin, int64_t end, T* out) {
+void contract(const PromptSizes& s, const T* moments, const T* weights, int64_t begin, int64_t end, T* out) {
   for (int64_t m = 0; m < s.models; ++m) {
     kernels().matrix<T>().gemm({.rows = end - begin, .cols = s.outputs, .depth = s.model_row(),
                                    .a = moments + begin * s.row() + m * s.model_row(), .a_stride = s.row(),
@@ -33,7 +25,7 @@ void contract(const Sizes& s, const T* moments, const T* weights, int64_t begin,
 
 // ∂c_nmhd = Σ_o ∂ŷ_mno OV_mhod.
 template <class T>
-at::Tensor contract_backward(const Sizes& s, const at::Tensor& grad_out, const at::Tensor& ov) {
+at::Tensor contract_backward(const PromptSizes& s, const at::Tensor& grad_out, const at::Tensor& ov) {
   const at::Tensor weights = ov.permute({0, 2, 1, 3}).contiguous();  // (M, O, H, D)
   at::Tensor grad = at::empty({s.n, s.models * s.heads, s.dim}, grad_out.options());
   for_slices(Slices(s.n), [&](int64_t, int64_t begin, int64_t end) {
@@ -51,7 +43,7 @@ at::Tensor contract_backward(const Sizes& s, const at::Tensor& grad_out, const a
 
 // ∂OV_mhod = Σ_n ∂ŷ_mno c_nmhd.
 template <class T>
-at::Tensor ov_backward(const Sizes& s, const at::Tensor& grad_out, const at::Tensor& moments) {
+at::Tensor ov_backward(const PromptSizes& s, const at::Tensor& grad_out, const at::Tensor& moments) {
   const Slices slices(s.n, s.n * s.row(), s.outputs * s.row());
   at::Tensor partial = partial_sums(slices, {s.models, s.outputs, s.heads, s.dim}, moments.options());
   for_slices(slices, [&](int64_t slice, int64_t begin, int64_t end) {
@@ -70,7 +62,7 @@ at::Tensor ov_backward(const Sizes& s, const at::Tensor& grad_out, const at::Ten
 
 // ∂r_nmhe = Σ_o ∂ŷ_nmo · jacobian_nomhe for prompts [first, first + count).
 template <class T>
-void contract_jacobian(const Sizes& s, const T* grad_out, const T* jacobian, int64_t first, int64_t count, T* out) {
+void contract_jacobian(const PromptSizes& s, const T* grad_out, const T* jacobian, int64_t first, int64_t count, T* out) {
   for (int64_t n = first; n < first + count; ++n) {
     for (int64_t m = 0; m < s.models; ++m) {
       kernels().matrix<T>().gemm({.rows = 1, .cols = s.model_row(), .depth = s.outputs,
@@ -84,7 +76,7 @@ void contract_jacobian(const Sizes& s, const T* grad_out, const T* jacobian, int
 
 // From the Jacobian that the forward pass kept: ∂KQ = Σ_n ∂r z_qᵀ and ∂z_q = Σ_h KQ_hᵀ ∂r_h, without the context.
 template <class T>
-MomentsGradient jacobian_backward(const Sizes& s, const at::Tensor& grad_out, const at::Tensor& jacobian,
+MomentsGradient jacobian_backward(const PromptSizes& s, const at::Tensor& grad_out, const at::Tensor& jacobian,
                                   const at::Tensor& query, const at::Tensor& kq, bool needs_query, bool needs_kq) {
   constexpr int64_t chunk = 32;
   MomentsGradient out;
@@ -127,7 +119,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const at::Tensor& context
                                                        const at::Tensor& kq, const at::Tensor& ov,
                                                        const std::optional<at::Tensor>& lengths, bool keep_moments,
                                                        bool keep_jacobian) {
-  const Sizes s(query, ov);
+  const PromptSizes s(query, ov);
   std::optional<at::Tensor> directions;
   if (keep_jacobian) directions = ov.flatten(0, 1);
   const at::Tensor weights = ov.permute({0, 1, 3, 2}).contiguous();
@@ -146,7 +138,7 @@ std::array<at::Tensor, 4> backward(const at::Tensor& grad_out, const at::Tensor&
                                    const at::Tensor& kq, const at::Tensor& ov,
                                    const std::optional<at::Tensor>& lengths, const at::Tensor& moments,
                                    const at::Tensor& jacobian, const std::array<bool, 4>& needs) {
-  const Sizes s(query, ov);
+  const PromptSizes s(query, ov);
   const at::Tensor all_kq = kq.flatten(0, 1);
   MomentsGradient grad;
   if (needs[0] || needs[1] || needs[2]) {
@@ -165,13 +157,6 @@ std::array<at::Tensor, 4> backward(const at::Tensor& grad_out, const at::Tensor&
   }
   return {or_empty(grad.context, query), or_empty(grad.query, query), or_empty(grad.kq, query),
           or_empty(grad_ov, query)};
-}
-
-void check_kept(const Sizes& s, const at::Tensor& grad_out, const at::Tensor& moments, const at::Tensor& jacobian) {
-  const int64_t heads = s.models * s.heads;
-  check_shape("grad_out", grad_out, {s.models, s.n, s.outputs});
-  if (moments.dim() != 1) check_shape("moments", moments, {s.n, heads, s.dim});
-  if (jacobian.dim() != 1) check_shape("jacobian", jacobian, {s.n, s.outputs, heads, s.dim});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> prompt_attention(const at::Tensor& context, const at::Tensor& query,
@@ -193,7 +178,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> prompt_attention_back
     const at::Tensor& jacobian, std::array<bool, 4> needs) {
   check_prompts(context, query, kq, 4, lengths);
   check_values(kq, ov);
-  check_kept(Sizes(query, ov), grad_out, moments, jacobian);
+  check_kept(ov, grad_out, query.size(0), moments, jacobian);
   const auto dtype = compute_dtype(context.scalar_type());
   const auto [context_grad, query_grad, kq_grad, ov_grad] = (dtype == at::kDouble ? backward<double> : backward<float>)(
       grad_out.to(dtype).contiguous(), context, query.to(dtype).contiguous(), kq.to(dtype).contiguous(), ov.to(dtype),

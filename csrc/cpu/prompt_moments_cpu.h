@@ -6,7 +6,7 @@
 
 #include <ATen/ATen.h>
 
-#include "storage.h"
+#include "../storage.h"
 
 namespace mhicl {
 

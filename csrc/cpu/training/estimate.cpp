@@ -86,17 +86,14 @@ template <class T>
 void check_weights(const std::string& name, const TaskSpec& task, const Weights<T>& weights) {
   const int64_t d = task.dim_x, dim = task.dim();
   if (!task.atoms.empty() && !Symmetries(task).leave_alone(weights)) {
-    throw std::invalid_argument(
-        "averaging gradients over the task's symmetries needs weights that these leave alone: KQ's covariate block a "
-        "multiple of the identity on covariates that the same tasks read, OV's label block diagonal, all else 0");
+    throw std::invalid_argument(kNeedsSymmetry);
   }
   // != so that NaN counts.
   const auto any = [&](const T* row) { return std::any_of(row, row + d, [](T entry) { return entry != T(0); }); };
   if (name == "sampled") return;
   for (int64_t row = 0; row < task.heads * dim; ++row) {
     if (row % dim >= d && any(weights.kq.data() + row * dim)) {
-      throw std::invalid_argument("the " + name + " estimate needs logits that do not read labels, KQ[:, " +
-                                  std::to_string(d) + ":, :" + std::to_string(d) + "] = 0");
+      throw std::invalid_argument(needs_no_label_logits(name, d));
     }
   }
   if (name == "conditional") return;

@@ -6,23 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "../../training_params.h"
 #include "../sampler.h"
 #include "team.h"
 
 namespace mhicl {
-
-// The distribution of prompts, and how many heads look at them.
-struct TaskSpec {
-  int64_t dim_x, tasks, context_length, heads;
-  double noise_std;
-  bool noisy_target;
-  std::vector<double> support;  // (I, d), 0 or 1
-  std::vector<double> signal;   // (I)
-  std::vector<double> factor;   // (d, d), A of x = A ξ; empty for the identity
-  std::vector<int64_t> atoms;   // (d), where gradients are averaged over the task's symmetries; else empty
-
-  int64_t dim() const { return dim_x + tasks; }
-};
 
 // Combined weights, or the gradient in them.
 template <class T>

@@ -12,8 +12,6 @@
 namespace mhicl {
 namespace {
 
-constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
-
 template <class T>
 double gradient_norm(const std::vector<std::vector<T>>& gradients) {
   double squares = 0;

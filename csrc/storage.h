@@ -3,7 +3,7 @@
 
 #include <ATen/ATen.h>
 
-#include "../params.h"
+#include "params.h"
 
 namespace mhicl {
 
