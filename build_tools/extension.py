@@ -29,7 +29,7 @@ NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden,-Wall,-Wex
 
 def sources(root: Path, with_cuda: bool) -> list[str]:
     """The files to compile, relative to `root`, in a fixed order."""
-    patterns = ["csrc/*.cpp", "csrc/cpu/**/*.cpp"] + (["csrc/cuda/*.cpp", "csrc/cuda/*.cu"] if with_cuda else [])
+    patterns = ["csrc/*.cpp", "csrc/cpu/**/*.cpp"] + (["csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu"] if with_cuda else [])
     return [path.relative_to(root).as_posix() for pattern in patterns for path in sorted(root.glob(pattern))]
 
 
