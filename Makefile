@@ -1,8 +1,9 @@
-# Everything runs in a virtual environment that this Makefile keeps in .venv. What is current is not made again:
-# edits of Python files need nothing, since the package is installed in place; edits under csrc rebuild the module.
+# Everything runs in a virtual environment that this Makefile keeps in .venv (for GPUs in .venv-gpu). What is current is not
+# made again: edits of Python files need nothing, since the package is installed in place; edits under csrc rebuild the module.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+GPU_TORCH ?= torch==2.14.1# what make gpu builds for: a PyTorch with CUDA, whose major version the toolkit must have
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 STAMPS := $(VENV)/.stamps
 COMPILER := $(if $(filter default,$(origin CXX)),c++,$(firstword $(CXX)))
 
-BUILD_INPUTS := setup.py pyproject.toml mhicl_fast/_version.py $(wildcard build_tools/*.py) $(shell find csrc -type f)
+# In place, but for make gpu, so that the folder keeps the module that .venv imports.
+INSTALL := --config-settings editable_mode=compat -e ".[test]"
+BUILD_INPUTS := $(MORE_INPUTS) setup.py pyproject.toml mhicl_fast/_version.py $(wildcard build_tools/*.py) $(shell find csrc -type f)
 
 # Another Python or torch than last time makes the environment anew, other build switches rebuild the module.
 ENVIRONMENT := PYTHON=$(PYTHON) TORCH=$(TORCH)
@@ -24,10 +27,10 @@ ifneq ($(call differs,$(SWITCHES),package),)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench wheel clean
+.PHONY: help demo test test-slow lint bench gpu wheel clean
 
 help: ## this list
-	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH=$(TORCH)] [MHICL_CUDA=auto|0|1]"
+	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH=$(TORCH)] [GPU_TORCH=$(GPU_TORCH)] [MHICL_CUDA=auto|0|1]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMPS)/package ## build, run the demonstration study and draw its figures and report
@@ -53,11 +56,18 @@ bench: $(STAMPS)/package ## check the results, then time them against plain PyTo
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/flows.py
 
+gpu: ## build for CUDA in .venv-gpu, test it on the GPU here, time it against PyTorch: runs/gpu, docs/gpu.md
+	@command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1 || \
+		{ echo "make gpu needs an NVIDIA GPU with its driver: nvidia-smi finds none here"; exit 2; }
+	@$(MAKE) VENV=.venv-gpu TORCH="$(GPU_TORCH)" MHICL_CUDA=1 INSTALL='".[test]"' \
+		MORE_INPUTS="$(shell find mhicl_fast -name '*.py')" .venv-gpu/.stamps/package
+	.venv-gpu/bin/python benchmarks/gpu.py
+
 wheel: $(STAMPS)/dev ## dist/*.whl for this Python and torch
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) build dist *.egg-info mhicl_fast/*.so mhicl_fast/_build_config.json
+	rm -rf $(VENV) .venv-gpu build dist *.egg-info mhicl_fast/*.so mhicl_fast/_build_config.json
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 
 $(STAMPS)/environment:
@@ -80,7 +90,7 @@ $(STAMPS)/package: $(STAMPS)/environment $(BUILD_INPUTS)
 	@command -v $(COMPILER) >/dev/null || \
 		{ echo "No C++ compiler ($(COMPILER)). Debian: apt-get install g++, or name one with CXX="; exit 1; }
 	@echo "Compiling the kernels and installing what they need: a minute or two"
-	$(PIP) --no-build-isolation --config-settings editable_mode=compat -e ".[test]"
+	$(PIP) --no-build-isolation $(INSTALL)
 	@echo "$(SWITCHES)" > $@
 
 $(STAMPS)/dev: pyproject.toml | $(STAMPS)/package

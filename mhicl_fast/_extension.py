@@ -21,6 +21,9 @@ from mhicl_fast._version import __version__
 
 _CONFIG = Path(__file__).parent / "_build_config.json"  # written by the build, beside the compiled module
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+_REBUILD_WITH_CUDA = (
+    "with a CUDA build of torch and a CUDA toolkit of the same major version, rebuild with MHICL_CUDA=1 " + _REBUILD
+)
 
 
 def load() -> ModuleType:
@@ -65,15 +68,37 @@ def _interface(version: str) -> str:
     return release[1] if release else version
 
 
+def has_cuda_kernels(operator: str) -> bool:
+    """Whether this build has a CUDA kernel of an operator, as "attention"."""
+    return operator in _CUDA_OPERATORS
+
+
+def why_no_kernels(operator: str, device: torch.device) -> str | None:
+    """What keeps an operator from tensors on a device, and the remedy; None where it has kernels for them."""
+    if device.type in ("cpu", "meta") or (device.type == "cuda" and has_cuda_kernels(operator)):
+        return None
+    if device.type != "cuda":
+        return "there are kernels for the CPU and for CUDA devices alone"
+    if _CUDA_OPERATORS:
+        return f"there is no CUDA kernel of {operator}; move its tensors to the CPU"
+    return f"this build has no CUDA kernels ({_cuda_left_out()}); {_REBUILD_WITH_CUDA}"
+
+
+def _cuda_left_out() -> str:
+    return json.loads(_CONFIG.read_text())["cuda_left_out"] or "its CUDA sources were not built"
+
+
 def build_info() -> dict[str, Any]:
     """What was built and what will run.
 
     Returns a dict with the keys version, python, platform, torch ({"built_for", "running"}), compiler, build_type, cuda
-    ({"version" or None, "architectures", "left_out": why there is none}), instruction_sets ({"compiled", "supported" by
-    this processor, "active"}) and threads. Raises RuntimeError when `MHICL_ISA` names one that cannot run.
+    ({"version" or None, "architectures", "left_out": why there is none, "operators" that have a CUDA kernel, "devices":
+    names of the GPUs that PyTorch sees}), instruction_sets ({"compiled", "supported" by this processor, "active"}) and
+    threads. Raises RuntimeError when `MHICL_ISA` names one that cannot run.
     """
     facts = native.build_facts()
     with_cuda = facts["cuda"] != "none"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -85,6 +110,8 @@ def build_info() -> dict[str, Any]:
             "version": facts["cuda"] if with_cuda else None,
             "architectures": facts["cuda_architectures"].replace(" ", ";").split(";") if with_cuda else [],
             "left_out": json.loads(_CONFIG.read_text())["cuda_left_out"],
+            "operators": sorted(_CUDA_OPERATORS),
+            "devices": [torch.cuda.get_device_name(number) for number in range(gpus)],
         },
         "instruction_sets": {
             "compiled": native.compiled_isas(),
@@ -107,6 +134,8 @@ def format_build_info(info: dict[str, Any]) -> str:
         "CUDA": f"{cuda['version']} for {', '.join(cuda['architectures'])}"
         if cuda["version"]
         else f"none ({cuda['left_out']})",
+        "CUDA kernels": ", ".join(cuda["operators"]) or "none",
+        "CUDA devices": ", ".join(f"cuda:{number} {name}" for number, name in enumerate(cuda["devices"])) or "none",
         "instruction set": f"{isas['active']} (built: {', '.join(isas['compiled'])}; "
         f"this CPU has: {', '.join(isas['supported'])})",
         "threads": str(info["threads"]),
@@ -116,6 +145,11 @@ def format_build_info(info: dict[str, Any]) -> str:
 
 
 native = load()
+_CUDA_OPERATORS = frozenset(
+    name.removeprefix("mhicl::")
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
+    if name.startswith("mhicl::")
+)
 
 # The threads of PyTorch's pool do not survive a fork, and a child that waits for them hangs, in the kernels as in
 # PyTorch's own operators. A forked child works on one thread.

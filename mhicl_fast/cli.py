@@ -102,7 +102,7 @@ def _resume(options: argparse.Namespace) -> None:
     if is_complete(options.folder):
         print(f"the run in {options.folder} is finished already:")
     with ProgressBar(read_config(options.folder)[0]) as bar:
-        finished = resume(options.folder, bar)
+        finished = resume(options.folder, bar, device=options.device)
     print(results_table(finished))
 
 
@@ -118,7 +118,10 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _resume_sweep(options: argparse.Namespace) -> None:
     from .sweep import SweepBar, read_sweep, resume_sweep
+    from .train.config import ConfigError
 
+    if options.device is not None:
+        raise ConfigError(f"--device is for runs, {options.folder} is a sweep")
     with SweepBar(read_sweep(options.folder)[0]) as bar:
         sweep = resume_sweep(options.folder, jobs=options.jobs, observer=bar)
     _tell(sweep)
@@ -290,6 +293,9 @@ def _add_resume(commands: Commands) -> None:
     )
     _add_folder(command, "the run's or the sweep's folder")
     _add_jobs(command, "cores to use for a sweep (default: all)")
+    command.add_argument(
+        "--device", metavar="D", help="where a run goes on: auto, cpu, cuda, cuda:1 (default: as it was set)"
+    )
 
 
 def _add_report(commands: Commands) -> None:
@@ -373,6 +379,7 @@ def _add_bench(commands: Commands) -> None:
     option("--seconds", metavar="T", type=float, help="time for each competitor and pass (default: 1)")
     option("--rounds", metavar="R", type=int, help="rounds of turns, whatever time they take, in place of --seconds")
     option("--threads", metavar="J", type=int, help="PyTorch's threads (default: as it starts)")
+    option("--device", metavar="D", default="cpu", help="cpu (default), or a GPU: cuda, cuda:1, …")
     option("--quick", action="store_true", help="0.1 s, nothing that is compiled, no memory")
     option("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
     option("--json", metavar="FILE", type=Path, help="write everything that was measured there")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mhicl_fast import _extension  # noqa: F401  (registers the operators)
+from mhicl_fast._extension import has_cuda_kernels
 from mhicl_fast.sampling import MAX_ELEMENTS, check_address, stream_lengths
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -176,7 +176,8 @@ class MultiTaskRegression:
             seed: in [0, 2⁶⁴).
             step: in [0, 2³²).
             first_prompt: index of the first prompt; every index is below 2⁵⁶.
-            device: where the result goes, torch's default device if None. Other devices receive what the CPU drew.
+            device: where the result goes, torch's default device if None. A GPU draws it itself if the build has
+                CUDA, the same numbers to rounding; other devices receive what the CPU drew.
             dtype: float32, float64, bfloat16 or float16 (both rounded from float32); torch's default dtype if None.
 
         Returns context (N, L, D), query (N, D) and target (N, I). Raises ValueError or TypeError on bad arguments.
@@ -185,15 +186,16 @@ class MultiTaskRegression:
         device, dtype = _device(device), _dtype(dtype)
         self._check_stream_lengths()
         compute = _compute_dtype(dtype)
-        context = torch.empty(address.n_prompts, self._context_length, self.dim, dtype=compute, device="cpu")
-        query = torch.empty(address.n_prompts, self.dim, dtype=compute, device="cpu")
-        target = torch.empty(address.n_prompts, self._n_tasks, dtype=compute, device="cpu")
+        place = _drawing_device(device)
+        context = torch.empty(address.n_prompts, self._context_length, self.dim, dtype=compute, device=place)
+        query = torch.empty(address.n_prompts, self.dim, dtype=compute, device=place)
+        target = torch.empty(address.n_prompts, self._n_tasks, dtype=compute, device=place)
         torch.ops.mhicl.sample_multi_task(
             context,
             query,
             target,
-            (self._signal.sqrt()[:, None] * self._support).to(compute),
-            None if self._covariance_factor is None else self._covariance_factor.to(compute),
+            (self._signal.sqrt()[:, None] * self._support).to(place, compute),
+            None if self._covariance_factor is None else self._covariance_factor.to(place, compute),
             **address.as_operands(),
             noise_std=self._noise_std,
             noisy_target=self._noisy_target,
@@ -218,8 +220,9 @@ class MultiTaskRegression:
         device, dtype = _device(device), _dtype(dtype)
         self._check_stream_lengths()
         compute = _compute_dtype(dtype)
-        xi = torch.empty(address.n_prompts, self._context_length, self._dim_x, dtype=compute, device="cpu")
-        xi_query = torch.empty(address.n_prompts, self._dim_x, dtype=compute, device="cpu")
+        place = _drawing_device(device)
+        xi = torch.empty(address.n_prompts, self._context_length, self._dim_x, dtype=compute, device=place)
+        xi_query = torch.empty(address.n_prompts, self._dim_x, dtype=compute, device=place)
         torch.ops.mhicl.sample_covariates(xi, xi_query, **address.as_operands())
         return xi.to(device=device, dtype=dtype), xi_query.to(device=device, dtype=dtype)
 
@@ -411,6 +414,11 @@ def _device(device: torch.device | str | None) -> torch.device:
     if chosen.type == "meta":
         raise ValueError("prompts cannot be drawn on the meta device, which holds no numbers")
     return chosen
+
+
+def _drawing_device(device: torch.device) -> torch.device:
+    """Where prompts for a device are drawn."""
+    return device if device.type == "cuda" and has_cuda_kernels("sample_multi_task") else torch.device("cpu")
 
 
 def _dtype(dtype: torch.dtype | None) -> torch.dtype:

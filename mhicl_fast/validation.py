@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._extension import why_no_kernels
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_DEVICES = ("cpu", "meta")
 NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 _ACTIVATIONS = ("softmax", "linear", "relu")
 
@@ -19,7 +20,7 @@ def check_prompt_inputs(
     if ov is not None:
         named["ov"] = ov
     for name, tensor in named.items():
-        _check_tensor(name, tensor, "context", context)
+        _check_tensor(name, tensor, "context", context, "prompt_moments" if ov is None else "prompt_attention")
     if context.dim() != 3:
         raise ValueError(f"context must be (prompts, positions, dim), got shape {_shape(context)}")
     n, _, dim = context.shape
@@ -48,7 +49,7 @@ def check_attention_inputs(
 ) -> None:
     """Raise TypeError or ValueError unless the tensors that `attention` takes fit."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        _check_tensor(name, tensor, "query", query)
+        _check_tensor(name, tensor, "query", query, "attention")
     dims = query.dim()
     if dims < 2 or query.shape[-1] == 0:
         raise ValueError(f"query must be (..., heads, rows, dim) with at least one dim, got shape {_shape(query)}")
@@ -112,14 +113,15 @@ def _check_mask(attn_mask: Tensor, logits: tuple[int, ...], query: Tensor) -> No
         )
 
 
-def _check_tensor(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+def _check_tensor(name: str, tensor: Tensor, first_name: str, first: Tensor, operator: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
     device = tensor.device
-    if device.type not in _DEVICES:
-        raise ValueError(f"{name} must be on the CPU: this build has no kernels for other devices, got device {device}")
+    missing = why_no_kernels(operator, device)
+    if missing is not None:
+        raise ValueError(f"{name} is on {device}, but {missing}")
     if device != first.device:
         raise ValueError(
             f"all tensors must be on one device, got {first_name} on {first.device} and {name} on {device}"
@@ -144,11 +146,12 @@ def _check_lengths(name: str, lengths: Tensor, meaning: str, shape: tuple[int, .
 
 
 def check_length_values(name: str, lengths: Tensor | None, positions: int, entry: str) -> None:
-    """Raise ValueError for a length outside [0, L], where the values can be seen: not in traced or transformed tensors.
+    """Raise ValueError for a length outside [0, L], where the values can be seen and nothing waits for them: in tensors
+    on the CPU that are neither traced nor transformed.
 
-    The kernels check theirs themselves.
+    The CPU's kernels check theirs themselves; those of GPUs, for which the host would have to wait, clamp them.
     """
-    if torch.compiler.is_compiling() or type(lengths) is not Tensor or lengths.device.type == "meta":
+    if torch.compiler.is_compiling() or type(lengths) is not Tensor or lengths.device.type != "cpu":
         return
     if torch._C._functorch.is_functorch_wrapped_tensor(lengths):
         return

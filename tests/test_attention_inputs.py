@@ -6,7 +6,7 @@ import pytest
 import torch
 from attentions import Case, make_inputs, make_lengths
 
-from mhicl_fast import attention
+from mhicl_fast import _extension, attention
 
 CASE = Case(3, 4, 2, 5, 7, 6, 8)
 
@@ -65,12 +65,14 @@ def test_clear_errors(changes: dict, error: type[Exception], message: str) -> No
         attention(**changed(**changes))
 
 
-def test_other_devices_are_refused_by_name() -> None:
+def test_devices_without_kernels_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     class Elsewhere(torch.Tensor):
         device = torch.device("cuda", 0)
 
+    monkeypatch.setattr(_extension, "_CUDA_OPERATORS", frozenset())
+
     query = torch.zeros(3, 4, 5, 6).as_subclass(Elsewhere)
-    with pytest.raises(ValueError, match=r"query must be on the CPU: this build has no kernels .* got device cuda:0"):
+    with pytest.raises(ValueError, match=r"query is on cuda:0, but this build has no CUDA kernels \(.*MHICL_CUDA=1"):
         attention(**changed(query=query))
 
 

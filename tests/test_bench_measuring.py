@@ -11,10 +11,13 @@ from torch import Tensor
 
 import mhicl_fast
 from mhicl_fast import bench
+from mhicl_fast.bench import BenchInputError
+from mhicl_fast.bench.gpus import H100, PUBLISHED
 from mhicl_fast.bench.measuring import BOUNDS, Plan, without_compiled
 from mhicl_fast.bench.memory import in_fresh_process, peak_memory
 from mhicl_fast.bench.problem import DTYPES, NAMES, Problem, relative_errors
-from mhicl_fast.bench.timing import Timing, calls_in_turns
+from mhicl_fast.bench.roofs import device_roofs
+from mhicl_fast.bench.timing import DeviceClock, HostClock, Timing, calls_in_turns
 
 SHAPES = ["3,4,5,6,7", "3,4/2,1,6,7,3", "2,4/1,6,6,5,causal", "2,3,6,4,5,causal", "5,2,1,1,3,causal"]
 PROMPTS = ["7,5,3,2,2", "4,1,2,1,1"]
@@ -206,3 +209,59 @@ def test_a_process_that_fails_is_told() -> None:
 def test_names_are_told_in_the_documentation() -> None:
     page = (Path(__file__).parents[1] / "docs" / "bench.md").read_text()
     assert all(f"`{name}`" in page for names in NAMES.values() for name in names)
+
+
+class TestOnGpus:
+    """The parts that need no GPU."""
+
+    def test_a_gpu_that_is_not_there_is_told(self) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        with pytest.raises(BenchInputError, match=r"device=cuda: .*; or use device=cpu"):
+            Plan(device="cuda")
+
+    def test_roofs_are_measured_and_published(self) -> None:
+        measured = device_roofs(torch.float64, torch.device("cpu"), size=64, repeats=2)
+        assert measured.peak > 0
+        assert measured.bandwidth > 0
+        assert H100.roofs("bfloat16") == H100.roofs("float32") == (66.9e12, 3.35e12)
+        assert H100.roofs("float64").peak == 33.5e12
+        for gpu in {*PUBLISHED.values()}:  # lanes times 2 operations times the clock are the peak of the data sheet
+            assert gpu.multiprocessors * gpu.float_lanes * 2 * gpu.clock == pytest.approx(gpu.float32, rel=0.15)
+
+    def test_a_clock_prepares_each_counted_call_and_tells_when_it_is_over(self) -> None:
+        class Counting(HostClock):
+            prepared, seen = 0, 0
+
+            def prepare(self) -> None:
+                self.prepared += 1
+
+            def seconds(self, moments: list) -> list:
+                self.seen += len(moments)
+                return super().seconds(moments)
+
+        clock = Counting()
+        calls = calls_in_turns({"f": clock.now}, rounds=2, block=3, clock=clock)
+        assert len(calls["f"]) == clock.prepared == 6
+        assert clock.seen == 7  # and one of the warm-up's
+
+    def test_a_device_s_clock_asks_that_device_whichever_is_current(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self, stream: str) -> None:
+                asked.append(stream)
+
+            def elapsed_time(self, later: object) -> float:
+                return 2.0
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: asked.append(f"wait for {device}"))
+        clock = DeviceClock(torch.device("cuda", 1))
+        start, end = clock.now(), clock.now()
+        assert clock.seconds([(start, end, end)]) == [(0.0, 2e-3, 2e-3)]
+        assert asked == ["stream of cuda:1", "stream of cuda:1", "wait for cuda:1"]

@@ -241,6 +241,8 @@ def test_a_wrong_result_of_ours_is_status_1(
         (["--shapes", "1,2,3"], "a shape of attention is written"),
         (["--shapes", "shapes.txt"], "neither a shape nor a file of shapes"),
         (["--only", "egger"], "competitor must be one of"),
+        (["--only", "sdpa-cudnn"], "sdpa-cudnn runs on GPUs alone"),
+        (["--device", "gpu"], "device must be cpu, cuda, or cuda with a number"),
         (["--dtype", "float8"], "dtype must be one of"),
         (["--random", "0"], "must be positive, got 0"),
         (["--threads", "0"], "threads must be positive, got 0"),

@@ -265,9 +265,13 @@ class TestBuildInfo:
         assert lines["instruction set"].startswith(info["instruction_sets"]["active"])
         assert lines["threads"] == str(info["threads"])
 
-        info["cuda"] = {"version": "13.0", "architectures": ["8.0", "9.0+PTX"], "left_out": ""}
+        info["cuda"] |= {"version": "13.0", "architectures": ["8.0", "9.0+PTX"], "left_out": ""}
+        info["cuda"] |= {"operators": ["attention", "flow_step"], "devices": ["NVIDIA H100", "NVIDIA A100"]}
         assert re.search(r"^CUDA +13\.0 for 8\.0, 9\.0\+PTX$", _extension.format_build_info(info), re.MULTILINE)
-        info["cuda"] = {"version": None, "architectures": [], "left_out": "MHICL_CUDA=0"}
+        lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in _extension.format_build_info(info).splitlines())
+        assert lines["CUDA kernels"] == "attention, flow_step"
+        assert lines["CUDA devices"] == "cuda:0 NVIDIA H100, cuda:1 NVIDIA A100"
+        info["cuda"] |= {"version": None, "architectures": [], "left_out": "MHICL_CUDA=0"}
         assert re.search(r"^CUDA +none \(MHICL_CUDA=0\)$", _extension.format_build_info(info), re.MULTILINE)
 
 

@@ -227,7 +227,7 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch
 
 def test_memory_holds_a_chunk_of_prompts_at_a_time() -> None:
     task = MultiTaskRegression(50, 2, 500)
-    chunks = list(objective.prompt_chunks(task, 10_000, 4, "sampled"))
+    chunks = list(objective.prompt_chunks(task, 10_000, torch.zeros(1), "sampled"))
     assert sum(count for _, count in chunks) == 10_000
     assert [first for first, _ in chunks] == list(itertools.accumulate([0] + [count for _, count in chunks[:-1]]))
     assert max(count for _, count in chunks) * task.context_length * task.dim * 4 <= 2 * objective.CHUNK_BYTES

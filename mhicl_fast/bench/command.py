@@ -54,7 +54,7 @@ def bench(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> Plan:
     only, seconds = options.only, options.seconds
     if options.quick:
-        only = without_compiled(options.operator) if only is None else only
+        only = without_compiled(options.operator, options.device) if only is None else only
         seconds = _QUICK_SECONDS if seconds is None else seconds
     return Plan(
         operator=options.operator,
@@ -63,6 +63,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         seconds=Plan.seconds if seconds is None else seconds,
         rounds=options.rounds,
         memory=options.memory and not options.quick,
+        device=options.device,
     )
 
 

@@ -33,28 +33,43 @@ NAMES = (
     "sdpa-rows",
     "sdpa-math",
     "sdpa-flash",
+    "sdpa-efficient",
+    "sdpa-cudnn",
     "flex",
 )
 COMPILED = ("compile", "compile-rows", "flex")
+ON_GPUS = ("sdpa-efficient", "sdpa-cudnn")  # backends that no other device has
 
 
-def attention_competitors(shape: AttentionShape, wanted: Container[str] = NAMES) -> dict[str, Model]:
-    """The wanted functions by name, in the order of `NAMES`, those alone that make a difference at this shape."""
+def attention_competitors(
+    shape: AttentionShape, wanted: Container[str] = NAMES, device: torch.device | None = None
+) -> dict[str, Model]:
+    """The wanted functions by name, in the order of `NAMES`, those alone that make a difference at this shape.
+
+    device: where the tensors will be; None is the CPU.
+    """
     causal, grouped = shape.causal, shape.heads != shape.key_heads
+    hidden = _hidden(shape, device)
     made: dict[str, Callable[[], Model]] = {
         "mhicl_fast": lambda: _ours(causal),
-        "eager": lambda: _eager(shape),
-        "compile": lambda: torch.compile(_eager(shape), dynamic=False),
+        "eager": lambda: _eager(shape, hidden),
+        "compile": lambda: torch.compile(_eager(shape, hidden), dynamic=False),
         "sdpa": lambda: _sdpa(causal, grouped),
         "sdpa-math": lambda: _on_backend(SDPBackend.MATH, _sdpa(causal, grouped)),
         "sdpa-flash": lambda: _on_backend(SDPBackend.FLASH_ATTENTION, _sdpa(causal, grouped)),
-        "flex": lambda: _flex(shape),
+        "flex": lambda: _flex(shape, device),
     }
-    if grouped:
+    if device is not None and device.type == "cuda":
         made |= {
-            "eager-rows": lambda: _eager_rows(shape),
-            "compile-rows": lambda: torch.compile(_eager_rows(shape), dynamic=False),
-            "sdpa-rows": lambda: _sdpa_rows(shape),
+            "sdpa-efficient": lambda: _on_backend(SDPBackend.EFFICIENT_ATTENTION, _sdpa(causal, grouped)),
+            "sdpa-cudnn": lambda: _on_backend(SDPBackend.CUDNN_ATTENTION, _sdpa(causal, grouped)),
+        }
+    if grouped:
+        in_rows = None if hidden is None else hidden.repeat(shape.heads // shape.key_heads, 1)
+        made |= {
+            "eager-rows": lambda: _eager_rows(shape, in_rows),
+            "compile-rows": lambda: torch.compile(_eager_rows(shape, in_rows), dynamic=False),
+            "sdpa-rows": lambda: _sdpa_rows(shape, in_rows),
         }
     return {name: made[name]() for name in NAMES if name in made and name in wanted}
 
@@ -63,14 +78,14 @@ def _ours(causal: bool) -> Model:
     return lambda query, key, value: cast(Tensor, mhicl_fast.attention(query, key, value, is_causal=causal))
 
 
-def _hidden(shape: AttentionShape) -> Tensor | None:
+def _hidden(shape: AttentionShape, device: torch.device | None) -> Tensor | None:
     """(Lq, L): the keys that a causal row must not see; None where it sees all."""
-    return torch.ones(shape.rows, shape.keys, dtype=torch.bool).triu(1) if shape.causal else None
+    return torch.ones(shape.rows, shape.keys, dtype=torch.bool, device=device).triu(1) if shape.causal else None
 
 
-def _eager(shape: AttentionShape) -> Model:
+def _eager(shape: AttentionShape, hidden: Tensor | None) -> Model:
     """Keys are repeated for the heads that share them."""
-    group, hidden = shape.heads // shape.key_heads, _hidden(shape)
+    group = shape.heads // shape.key_heads
 
     def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if group > 1:
@@ -88,23 +103,15 @@ def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor
     return scores.softmax(-1) @ value
 
 
-def _eager_rows(shape: AttentionShape) -> Model:
-    hidden = _hidden_rows(shape)
+def _eager_rows(shape: AttentionShape, hidden: Tensor | None) -> Model:
     return _with_heads_as_rows(shape, lambda query, key, value: _softmax_attention(query, key, value, hidden))
 
 
-def _sdpa_rows(shape: AttentionShape) -> Model:
-    hidden = _hidden_rows(shape)
+def _sdpa_rows(shape: AttentionShape, hidden: Tensor | None) -> Model:
     seen = None if hidden is None else ~hidden
     return _with_heads_as_rows(
         shape, lambda query, key, value: F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     )
-
-
-def _hidden_rows(shape: AttentionShape) -> Tensor | None:
-    """As `_hidden`, for the rows of the heads that share a key head."""
-    hidden = _hidden(shape)
-    return None if hidden is None else hidden.repeat(shape.heads // shape.key_heads, 1)
 
 
 def _with_heads_as_rows(shape: AttentionShape, model: Model) -> Model:
@@ -131,13 +138,13 @@ def _on_backend(backend: SDPBackend, model: Model) -> Model:
     return chosen
 
 
-def _flex(shape: AttentionShape) -> Model:
+def _flex(shape: AttentionShape, device: torch.device | None) -> Model:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # loads the compiler: seconds
 
     block_mask = None
     if shape.causal:
         block_mask = create_block_mask(
-            lambda _batch, _head, row, key: row >= key, None, None, shape.rows, shape.keys, device="cpu"
+            lambda _batch, _head, row, key: row >= key, None, None, shape.rows, shape.keys, device=device or "cpu"
         )
     compiled = torch.compile(flex_attention, dynamic=False)
     grouped = shape.heads != shape.key_heads

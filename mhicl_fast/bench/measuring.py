@@ -12,14 +12,17 @@ from typing import Any
 import torch
 
 from .._version import __version__
+from ..devices import NAMED, DeviceError, named_device
 from ..train.machine import machine
+from .competitors import ON_GPUS
 from .errors import BenchInputError
-from .memory import peak_memory
+from .gpus import PUBLISHED, gpu_facts
+from .memory import peak_memory, peak_on_gpu
 from .problem import COMPILED, DTYPES, NAMES, Model, Problem, relative_errors
 from .results import NOT_ASKED, OURS, Entry, Report, ShapeResult
-from .roofs import Roofs, fma_peak, read_bandwidth
+from .roofs import Roofs, device_roofs, fma_peak, read_bandwidth
 from .shapes import Shape, default_shapes, read_shapes
-from .timing import Timing, calls_in_turns
+from .timing import HOST, DeviceClock, HostClock, Timing, calls_in_turns
 
 # The largest relative errors that a right result may have.
 BOUNDS = {"float64": 1e-11, "float32": 2e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -38,7 +41,9 @@ class Plan:
     only: names of competitors, built-in or extra; None for all. mhicl_fast is always measured.
     seconds: of timing per competitor and pass.
     rounds: of turns, whatever time they take, in place of `seconds`.
-    memory: whether peak memory is measured, in another process (Linux); that of `extra` functions never is.
+    memory: whether peak memory is measured; on the CPU in another process (Linux), where `extra` functions are not.
+    device: "cpu", or a GPU as "cuda" or "cuda:1". There times are by events, inputs are warm in the level-2 cache as
+        far as they fit, and times with a cold one are taken beside them.
     extra: functions of one's own by name. For attention they are called as f(query, key, value, is_causal=...,
         enable_gqa=...) with (B, Hq, Lq, E), (B, Hk, L, E) and (B, Hk, L, Ev), and return (B, Hq, Lq, Ev), so that
         `torch.nn.functional.scaled_dot_product_attention` is one; enable_gqa says whether Hk differs from Hq. For
@@ -52,9 +57,16 @@ class Plan:
     rounds: int | None = None
     memory: bool = True
     extra: Mapping[str, Model] | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         _one_of("operator", self.operator, NAMES)
+        if not NAMED.fullmatch(self.device):
+            raise BenchInputError(f"device must be cpu, cuda, or cuda with a number as cuda:1; got {self.device!r}")
+        try:
+            self.place()
+        except DeviceError as error:
+            raise BenchInputError(f"{error}; or use device=cpu") from error
         for dtype in self.dtypes:
             _one_of("dtype", dtype, DTYPES)
         for name in self.extra or ():
@@ -62,15 +74,22 @@ class Plan:
                 raise BenchInputError(f"extra must have names of its own, got {name!r}, which is a built-in competitor")
         for name in self.only or ():
             _one_of("competitor", name, [*NAMES[self.operator], *(self.extra or ())])
+            if name in ON_GPUS and self.device == "cpu":
+                raise BenchInputError(f"{name} runs on GPUs alone; got device='cpu'")
         if not self.seconds > 0:
             raise BenchInputError(f"seconds must be positive, got {self.seconds}")
         if self.rounds is not None and self.rounds < 1:
             raise BenchInputError(f"rounds must be positive, got {self.rounds}")
 
+    def place(self) -> torch.device:
+        """The device."""
+        return named_device(self.device, self.operator)
+
     def settings(self) -> dict[str, Any]:
         """What a report says about it."""
         return {
             "operator": self.operator,
+            "device": self.device,
             "seconds": self.seconds,
             "rounds": self.rounds,
             "only": None if self.only is None else sorted(self.only),
@@ -83,13 +102,14 @@ class Plan:
         return problem.models(wanted) | {name: problem.fitted(model) for name, model in extra.items()}
 
 
-def without_compiled(operator: str) -> list[str]:
-    """The competitors that need no compiler."""
-    return [name for name in NAMES[operator] if name not in COMPILED[operator]]
+def without_compiled(operator: str, device: str = "cpu") -> list[str]:
+    """The competitors on a device that need no compiler."""
+    absent = {*COMPILED[operator], *(ON_GPUS if device == "cpu" else ())}
+    return [name for name in NAMES[operator] if name not in absent]
 
 
 def run(shapes: Iterable[str | Shape] | None = None, *, tell: Callable[[str], None] = _silent, **plan: Any) -> Report:
-    """Measure mhicl_fast and its competitors on CPU, at each shape and dtype.
+    """Measure mhicl_fast and its competitors, at each shape and dtype.
 
     Takes seconds per shape and competitor, and compiles some of them. A competitor that fails or gives a wrong result,
     ours too, is in the report with the reason and without times.
@@ -98,7 +118,7 @@ def run(shapes: Iterable[str | Shape] | None = None, *, tell: Callable[[str], No
         shapes: texts as `mhicl bench --shapes` takes, or shapes; None for the default ones.
         tell: hears what is being done.
         plan: options, which are the fields of `Plan`: operator="attention", dtypes=("float32",), only=None,
-            seconds=1.0, rounds=None, memory=True, extra=None. Functions of `extra` are called as
+            seconds=1.0, rounds=None, memory=True, extra=None, device="cpu". Functions of `extra` are called as
             f(query, key, value, is_causal=..., enable_gqa=...), or f(context, query, kq, ov) for prompt_attention.
 
     Raises:
@@ -132,15 +152,22 @@ def as_shapes(operator: str, shapes: Iterable[str | Shape] | None) -> list[Shape
 def begin(plan: Plan, tell: Callable[[str], None] = _silent) -> Report:
     """A report without results: the machine and its roofs, measured now."""
     tell("measuring the roofs")
-    bandwidth = read_bandwidth()
-    roofs = {dtype: Roofs(fma_peak(DTYPES[dtype]), bandwidth) for dtype in plan.dtypes}
-    return Report(_facts(), plan.settings(), roofs, [])
+    device = plan.place()
+    if device.type == "cpu":
+        bandwidth = read_bandwidth()
+        roofs = {dtype: Roofs(fma_peak(DTYPES[dtype]), bandwidth) for dtype in plan.dtypes}
+        return Report(_facts(device), plan.settings(), roofs, [])
+    roofs = {dtype: device_roofs(DTYPES[dtype], device) for dtype in plan.dtypes}
+    known = PUBLISHED.get(torch.cuda.get_device_name(device))
+    published = {dtype: known.roofs(dtype) for dtype in plan.dtypes} if known else {}
+    return Report(_facts(device), plan.settings(), roofs, [], published)
 
 
-def _facts() -> dict[str, str]:
+def _facts(device: torch.device) -> dict[str, str]:
     """Machine, versions and date, in words."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return machine() | {"mhicl_fast": __version__, "torch": torch.__version__, "date": now}
+    facts = machine() | {"mhicl_fast": __version__, "torch": torch.__version__, "date": now}
+    return facts if device.type == "cpu" else facts | gpu_facts(device)
 
 
 def measure(plan: Plan, shapes: Iterable[Shape], tell: Callable[[str], None] = _silent) -> Iterator[ShapeResult]:
@@ -151,7 +178,7 @@ def measure(plan: Plan, shapes: Iterable[Shape], tell: Callable[[str], None] = _
 
 
 def _measure_one(plan: Plan, shape: Shape, dtype: str, tell: Callable[[str], None]) -> ShapeResult:
-    problem = Problem.make(shape, DTYPES[dtype])
+    problem = Problem.make(shape, DTYPES[dtype], device=plan.place())
     models = plan.models(problem)
     if set(COMPILED[plan.operator]) & set(models):
         torch._dynamo.reset()  # or it would give up after a few shapes
@@ -162,8 +189,10 @@ def _measure_one(plan: Plan, shape: Shape, dtype: str, tell: Callable[[str], Non
         tell(f"checking {name}")
         entries[name] = _check(problem, model, exact, BOUNDS[dtype])
     tell("timing")
-    times = _times(plan, problem, models, entries)
-    memory, why = _memory(plan, shape, dtype, entries, tell)
+    warm, cold = clocks(plan.place())
+    times = _times(plan, problem, models, entries, warm)
+    times_cold = _times(plan, problem, models, entries, cold) if cold else {}
+    memory, why = _memory(plan, problem, dtype, models, entries, tell)
     return ShapeResult(
         shape,
         dtype,
@@ -173,6 +202,7 @@ def _measure_one(plan: Plan, shape: Shape, dtype: str, tell: Callable[[str], Non
                 entry.errors,
                 memory.get(name, {}),
                 entry.reasons if name in memory else {**entry.reasons, "memory": why},
+                times_cold.get(name, {}),
             )
             for name, entry in entries.items()
         },
@@ -211,19 +241,27 @@ def _attempt(call: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[tuple[torch.
             return None, f"{type(error).__name__}: " + " ".join(lines)
 
 
+def clocks(device: torch.device) -> tuple[HostClock, HostClock | None]:
+    """The clock of a device, and the one whose calls find a cold cache where there is such a thing."""
+    if device.type == "cpu":
+        return HOST, None
+    return DeviceClock(device), DeviceClock(device, cold=True)
+
+
 def _times(
-    plan: Plan, problem: Problem, models: Mapping[str, Model], entries: Mapping[str, Entry]
+    plan: Plan, problem: Problem, models: Mapping[str, Model], entries: Mapping[str, Entry], clock: HostClock
 ) -> dict[str, dict[str, Timing]]:
     """By competitor and pass, all of them in turns."""
     leaves = problem.leaves()
-    functions: dict[tuple[str, str], Callable[[], float]] = {}
+    functions: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, model in models.items():
         if "forward" not in entries[name].reasons:
-            functions[name, "forward"] = partial(problem.timed_forward, model)
+            functions[name, "forward"] = partial(problem.timed_forward, model, clock)
         if "both" not in entries[name].reasons:
-            functions[name, "both"] = partial(problem.timed_step, model, leaves)
+            functions[name, "both"] = partial(problem.timed_step, model, leaves, clock)
     times: dict[str, dict[str, Timing]] = {name: {} for name in models}
-    for (name, part), calls in calls_in_turns(functions, rounds=plan.rounds, seconds=plan.seconds).items():
+    made = calls_in_turns(functions, rounds=plan.rounds, seconds=plan.seconds, clock=clock)
+    for (name, part), calls in made.items():
         times[name][part] = Timing.of([call.end - call.start for call in calls])
         if part == "both":
             times[name]["backward"] = Timing.of([call.end - call.middle for call in calls])
@@ -231,19 +269,30 @@ def _times(
 
 
 def _memory(
-    plan: Plan, shape: Shape, dtype: str, entries: Mapping[str, Entry], tell: Callable[[str], None]
+    plan: Plan,
+    problem: Problem,
+    dtype: str,
+    models: Mapping[str, Model],
+    entries: Mapping[str, Entry],
+    tell: Callable[[str], None],
 ) -> tuple[dict[str, dict[str, int]], str]:
     """Peak bytes by competitor and pass, and why the others have none."""
     if not plan.memory:
         return {}, NOT_ASKED
     tell("peak memory")
     wanted = {
-        name: [part for part in ("forward", "both") if part not in entry.reasons]
-        for name, entry in entries.items()
-        if name not in (plan.extra or {})
+        name: [part for part in ("forward", "both") if part not in entry.reasons] for name, entry in entries.items()
     }
+    device = plan.place()
+    if device.type != "cpu":
+        calls = {"forward": problem.forward, "both": problem.step}
+        return {
+            name: {part: peak_on_gpu(partial(calls[part], models[name]), device) for part in parts}
+            for name, parts in wanted.items()
+        }, ""
+    here = {name: parts for name, parts in wanted.items() if name not in (plan.extra or {})}
     try:
-        return peak_memory(shape, dtype, wanted), "a function of the caller's process"
+        return peak_memory(problem.shape, dtype, here), "a function of the caller's process"
     except (OSError, RuntimeError) as error:
         return {}, str(error)
 

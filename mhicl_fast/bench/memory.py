@@ -66,6 +66,16 @@ def peak_beyond_resident(call: Callable[[], object]) -> int:
     return round(statistics.median(found))
 
 
+def peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes of a GPU that a call takes from PyTorch's allocator beyond what is taken, its result included."""
+    call()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def in_fresh_process(code: str, text: str = "") -> str:
     """What Python code that imports from this very package prints, given `text` as its input, under `ALLOCATOR`.
 

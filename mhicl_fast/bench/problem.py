@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
+from ..devices import CPU
 from . import competitors, prompt_formulations
 from .shapes import AttentionShape, PromptShape, Shape
+from .timing import HOST, HostClock
 
 Model = Callable[..., Tensor]
 NAMES = {"attention": competitors.NAMES, "prompt_attention": prompt_formulations.NAMES}
@@ -37,12 +39,12 @@ class Problem:
     grad_out: Tensor
 
     @classmethod
-    def make(cls, shape: Shape, dtype: torch.dtype, seed: int = 0) -> Problem:
+    def make(cls, shape: Shape, dtype: torch.dtype, seed: int = 0, device: torch.device = CPU) -> Problem:
         """Standard normal inputs, the same for the same seed; kq is divided by its dim."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*sizes: int) -> Tensor:
-            return torch.randn(sizes, generator=generator, dtype=torch.float64).to(dtype)
+            return torch.randn(sizes, generator=generator, dtype=torch.float64).to(device, dtype)
 
         if isinstance(shape, AttentionShape):
             query = normal(shape.batch, shape.heads, shape.rows, shape.dim)
@@ -59,7 +61,7 @@ class Problem:
     def models(self, wanted: Container[str]) -> dict[str, Model]:
         """Those functions of the operator's `NAMES` that are wanted and make a difference at this shape."""
         if isinstance(self.shape, AttentionShape):
-            return competitors.attention_competitors(self.shape, wanted)
+            return competitors.attention_competitors(self.shape, wanted, self.grad_out.device)
         return prompt_formulations.prompt_competitors(wanted)
 
     def fitted(self, model: Model) -> Model:
@@ -84,15 +86,15 @@ class Problem:
         out = model(*leaves)
         return out.detach(), *torch.autograd.grad(out, [leaves[k] for k in self.wanted], self.grad_out)
 
-    def timed_forward(self, model: Model) -> float:
+    def timed_forward(self, model: Model, clock: HostClock = HOST) -> Any:
         """A forward pass; the moment of its end."""
         self.forward(model)
-        return time.perf_counter()
+        return clock.now()
 
-    def timed_step(self, model: Model, leaves: list[Tensor]) -> float:
+    def timed_step(self, model: Model, leaves: list[Tensor], clock: HostClock = HOST) -> Any:
         """A forward and a backward pass on these leaves; the moment between them."""
         out = model(*leaves)
-        middle = time.perf_counter()
+        middle = clock.now()
         torch.autograd.grad(out, [leaves[k] for k in self.wanted], self.grad_out)
         return middle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ class Entry:
 
     `times` in seconds by pass; `errors` of "output" and "gradient" (the worst one), relative to float64; `memory` in
     bytes at the peak of "forward" and "both", beyond the inputs; `reasons` say by pass, or for "memory", why there is
-    no number.
+    no number. `cold` are times like `times` that find a GPU's level-2 cache without their data, where they were taken.
     """
 
     times: Mapping[str, Timing]
     errors: Mapping[str, float]
     memory: Mapping[str, int]
     reasons: Mapping[str, str]
+    cold: Mapping[str, Timing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ class ShapeResult:
 
 @dataclass(frozen=True)
 class Report:
-    """Results with the machine that they were found on: facts in words, and its two roofs by dtype."""
+    """Results with the machine that they were found on: facts in words, and its two roofs by dtype, as measured and, of
+    GPUs that are known by name, as published."""
 
     machine: Mapping[str, str]
     settings: Mapping[str, Any]
     roofs: Mapping[str, Roofs]
     results: list[ShapeResult]
+    published: Mapping[str, Roofs] = field(default_factory=dict)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """By pass: geometric mean over shapes of the best competitor's time in terms of ours, and the worst shape."""
@@ -124,6 +127,7 @@ def write_report(report: Report, file: Path) -> None:
         "machine": dict(report.machine),
         "settings": dict(report.settings),
         "roofs": {dtype: roofs._asdict() for dtype, roofs in report.roofs.items()},
+        "published_roofs": {dtype: roofs._asdict() for dtype, roofs in report.published.items()},
         "summary": report.summary(),
         "shapes": shapes,
     }
@@ -133,8 +137,10 @@ def write_report(report: Report, file: Path) -> None:
 def _entry_json(report: Report, result: ShapeResult, name: str) -> dict[str, Any]:
     entry = result.entries[name]
     rated = {part: rates(result, name, part, report.roofs[result.dtype]) for part in entry.times}
+    cold = {"seconds_cold": {part: timing._asdict() for part, timing in entry.cold.items()}} if entry.cold else {}
     return {
         "seconds": {part: timing._asdict() for part, timing in entry.times.items()},
+        **cold,
         "rates": rated,
         "errors": {what: value if math.isfinite(value) else str(value) for what, value in entry.errors.items()},
         "peak_bytes": dict(entry.memory),
@@ -153,6 +159,7 @@ def read_report(file: Path) -> Report:
             content["settings"],
             {dtype: Roofs(**roofs) for dtype, roofs in content["roofs"].items()},
             [_result_from(shape) for shape in content["shapes"]],
+            {dtype: Roofs(**roofs) for dtype, roofs in content.get("published_roofs", {}).items()},
         )
     except OSError as error:
         raise BenchInputError(f"cannot read {file}: {error.strerror}") from error
@@ -172,6 +179,7 @@ def _result_from(content: Mapping[str, Any]) -> ShapeResult:
             {what: number(value) for what, value in entry["errors"].items()},
             entry["peak_bytes"],
             entry["reasons"],
+            {part: Timing(**timing) for part, timing in entry.get("seconds_cold", {}).items()},
         )
         for name, entry in content["competitors"].items()
     }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+
+from .timing import DeviceClock, HostClock
 
 
 class Roofs(NamedTuple):
@@ -13,6 +16,36 @@ class Roofs(NamedTuple):
 
     peak: float
     bandwidth: float
+
+
+def device_roofs(dtype: torch.dtype, device: torch.device, size: int = 8192, repeats: int = 5) -> Roofs:
+    """A GPU's: square matrix products by PyTorch's library, and a sum over 1 GiB; the best of `repeats` by events.
+
+    Products are IEEE, without TF32, and float32's for 16-bit types, in which the kernels compute them. Those of float64
+    run on matrix units where there are any for it, beyond what other float64 code can reach.
+    """
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    left, right = (torch.randn(size, size, dtype=exact, device=device) for _ in range(2))
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        peak = 2 * size**3 / _fastest(lambda: left @ right, device, repeats)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    data = torch.ones(size * size * 4, device=device)
+    return Roofs(peak, data.numel() * 4 / _fastest(data.sum, device, repeats))
+
+
+def _fastest(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Seconds of the fastest of some calls after one that is not counted."""
+    clock = DeviceClock(device) if device.type == "cuda" else HostClock()
+    call()
+    moments = []
+    for _ in range(repeats):
+        start = clock.now()
+        call()
+        moments.append((start, start, clock.now()))
+    return min(made.end - made.start for made in clock.seconds(moments))
 
 
 def fma_peak(dtype: torch.dtype, rounds: int = 2_000_000, repeats: int = 9) -> float:

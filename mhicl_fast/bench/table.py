@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..train.wording import number
 from .results import NOT_ASKED, OURS, PASSES, Report, ShapeResult, rates
@@ -26,24 +26,37 @@ def report_table(report: Report) -> str:
 def heading(report: Report) -> str:
     """The machine and its roofs."""
     facts = report.machine
+    gpu = [f"{fact}: {facts[fact]}" for fact in ("driver", "CUDA", "largest clock", "power limit") if fact in facts]
     lines = [
+        *(["; ".join([facts["GPU"], *gpu])] if "GPU" in facts else []),
         f"{facts['processor']}, {facts['instruction set']}, threads: {facts['threads']}; {facts['platform']}",
         f"mhicl_fast {facts['mhicl_fast']}, torch {facts['torch']}, {facts['compiler']}; {facts['date']}",
     ]
-    peaks = ", ".join(f"{number(roofs.peak / 1e9, 3)} GFLOP/s in {dtype}" for dtype, roofs in report.roofs.items())
-    bandwidth = next(iter(report.roofs.values())).bandwidth
-    lines.append(f"measured roofs: {peaks}; memory {number(bandwidth / 1e9, 3)} GB/s")
+    lines += [
+        f"{which} roofs: {_roofs_in_words(roofs)}"
+        for which, roofs in (("measured", report.roofs), ("published", report.published))
+        if roofs
+    ]
     return "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in lines)
 
 
+def _roofs_in_words(roofs: Mapping[str, Roofs]) -> str:
+    peaks = ", ".join(f"{number(one.peak / 1e9, 3)} GFLOP/s in {dtype}" for dtype, one in roofs.items())
+    return f"{peaks}; memory {number(next(iter(roofs.values())).bandwidth / 1e9, 3)} GB/s"
+
+
 def shape_block(report: Report, result: ShapeResult) -> str:
-    """Our rates by pass, then the times of all, then the reasons for what is missing."""
+    """Our rates by pass, then the times of all, then the reasons for what is missing.
+
+    Times with a cold cache, where they were taken, and shares of the published roofs stand in parentheses.
+    """
     operations = result.shape.operations
     title = (
         f"{result.shape.operator} {result.shape} {result.dtype}: useful operations "
         f"{number(operations.forward / 1e6, 3)} + {number(operations.backward / 1e6, 3)} million"
     )
-    ours = aligned([_RATE_HEADS, *(_rate_row(result, part, report.roofs[result.dtype]) for part in PASSES)])
+    roofs, published = report.roofs[result.dtype], report.published.get(result.dtype)
+    ours = aligned([_RATE_HEADS, *(_rate_row(result, part, roofs, published) for part in PASSES)])
     all_times = aligned([_TIME_HEADS, *(_time_row(result, name) for name in result.entries)])
     return "\n".join([title, ours, all_times, *_reasons(result)])
 
@@ -71,20 +84,25 @@ _RATE_HEADS = ("mhicl_fast", "ms", "quartiles", "prompts/s", "GFLOP/s", "of peak
 _TIME_HEADS = ("", "forward ms", "×", "backward ms", "×", "both ms", "×", "MiB fwd", "both", "error")
 
 
-def _rate_row(result: ShapeResult, part: str, roofs: Roofs) -> tuple[str, ...]:
+def _rate_row(result: ShapeResult, part: str, roofs: Roofs, published: Roofs | None) -> tuple[str, ...]:
     rated, timing = rates(result, OURS, part, roofs), result.entries[OURS].times.get(part)
     if rated is None or timing is None:
         return (f"  {_NAMES[part]}", *[NONE] * 7)
     prompts = rated["prompts_per_s"]
+    named = None if published is None else rates(result, OURS, part, published)
+
+    def share(of: str) -> str:
+        return f"{rated[of]:.0%}" + (f" ({named[of]:.0%})" if named else "")
+
     return (
         f"  {_NAMES[part]}",
         _milliseconds(timing.median),
         _quartiles(timing),
         f"{float(f'{prompts:.3g}'):,.0f}",
         number(rated["operations_per_s"] / 1e9, 3),
-        f"{rated['share_of_peak']:.0%}",
+        share("share_of_peak"),
         number(rated["bytes_per_s"] / 1e9, 3),
-        f"{rated['share_of_bandwidth']:.0%}",
+        share("share_of_bandwidth"),
     )
 
 
@@ -93,7 +111,8 @@ def _time_row(result: ShapeResult, name: str) -> tuple[str, ...]:
     cells = [f"  {name}"]
     for part in PASSES:
         timing = entry.times.get(part)
-        cells.append(f"{_milliseconds(timing.median)} {_spread(timing)}" if timing else NONE)
+        cold = f" ({_milliseconds(entry.cold[part].median)})" if part in entry.cold else ""
+        cells.append(f"{_milliseconds(timing.median)} {_spread(timing)}{cold}" if timing else NONE)
         ratio = result.ratio(name, part)
         cells.append(NONE if math.isnan(ratio) else f"{ratio:.2f}")
     cells += [f"{entry.memory[part] / _MIB:.1f}" if part in entry.memory else NONE for part in ("forward", "both")]

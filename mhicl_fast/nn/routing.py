@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode, redispatch_function
 
 from mhicl_fast import attention
 
+from .._extension import why_no_kernels
 from ..ops.derivatives import autocasts
 from ..validation import NUMBERS
 
@@ -115,7 +116,7 @@ def _why_not(
     tensors = [x for x in (query, key, value, attn_mask) if x is not None]
     if any(x.is_nested for x in tensors):
         return "nested tensors"
-    if any(x.device.type not in ("cpu", "meta") for x in tensors):
+    if any(why_no_kernels("attention", x.device) for x in tensors):
         return f"there are no kernels for device {query.device.type}"
     if any(x.dtype not in _DTYPES for x in (query, key, value)):
         return f"dtype {query.dtype} is not floating-point"

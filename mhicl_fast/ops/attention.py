@@ -56,7 +56,8 @@ def attention(
             dimensions. Boolean, True where a row may see a key, or of query's dtype, added to the logits: there −∞
             hides a key.
         key_lengths: integers in [0, L], of the shape of the leading dimensions without the heads, (B,) for three and
-            four dimensions: only the first key_lengths[b] keys are seen.
+            four dimensions: only the first key_lengths[b] keys are seen. On a GPU their values are not checked, since
+            the host would have to wait for them: they are clamped to [0, L].
         dropout_p: must be 0; there is no dropout.
         is_causal: whether row i sees keys 0 … i only, counted from the start also where Lq ≠ L. Masks, causality and
             lengths apply together.
@@ -75,8 +76,9 @@ def attention(
 
     Raises:
         TypeError: an argument is no floating-point tensor, dtypes differ, or the mask's or lengths' dtype does not fit.
-        ValueError: a shape does not fit, devices differ or have no kernels, a length lies outside [0, L], dropout_p is
-            not 0, the activation is none of the three, or return_lse is asked of one that is not the softmax.
+        ValueError: a shape does not fit, devices differ or have no kernels, a length on the CPU lies outside [0, L],
+            dropout_p is not 0, the activation is none of the three, or return_lse is asked of one that is not the
+            softmax.
     """
     query, key, value, attn_mask = autocast(query, key, value, attn_mask)
     check_attention_inputs(query, key, value, attn_mask, key_lengths, enable_gqa)

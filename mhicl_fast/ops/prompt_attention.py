@@ -39,14 +39,15 @@ def prompt_attention(
         kq: KQ, (H, D, D), or (M, H, D, D) for M models on the same prompts.
         ov: OV, (H, O, D), or (M, H, O, D).
         context_lengths: (N,) integers in [0, L]: prompt n attends to its first context_lengths[n] positions. What the
-            others hold, NaN included, never shows. A prompt without positions gives 0.
+            others hold, NaN included, never shows. A prompt without positions gives 0. On a GPU the values are not
+            checked, since the host would have to wait for them: they are clamped to [0, L].
 
     Returns:
         (N, O), or (M, N, O).
 
     Raises:
         TypeError: an argument is no floating-point tensor, or dtypes differ.
-        ValueError: a shape does not fit, devices differ or have no kernels, or a length lies outside [0, L].
+        ValueError: a shape does not fit, devices differ or have no kernels, or a length on the CPU lies outside [0, L].
     """
     context, query, kq, ov = autocast(context, query, kq, ov)
     check_prompt_inputs(context, query, kq, ov, context_lengths)

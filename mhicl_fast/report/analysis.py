@@ -201,4 +201,4 @@ def measure_examples(task: MultiTaskRegression, kq: Tensor, *, seed: int) -> Mea
         counts.append(1 / overlaps.diagonal(dim1=1, dim2=2).double())
     each = torch.cat(counts)  # (N, H)
     error = each.std(0) / n_prompts**0.5
-    return MeasuredExamples(each.mean(0).numpy(), error.numpy(), n_prompts)
+    return MeasuredExamples(each.mean(0).cpu().numpy(), error.cpu().numpy(), n_prompts)

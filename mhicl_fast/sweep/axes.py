@@ -63,6 +63,8 @@ def expand(base: RunConfig, vary: Iterable[str], settings: Iterable[str] = ()) -
             raise ConfigError(f"{key} is varied twice")
         if key in common:
             raise ConfigError(f"{key} is both set and varied")
+    if "device" in keys:
+        raise ConfigError("device is where the runs of a sweep train, not what they are: set it, as --set device=cpu")
     if "gradient_error" in keys or common.get("gradient_error") is not None:
         raise ConfigError("only `mhicl run` chooses n_prompts by gradient_error; in a sweep set or vary n_prompts")
     count = math.prod(len(axis.values) for axis in axes)

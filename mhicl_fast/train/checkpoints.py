@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a run in one checked file, written atomically, the last two kept.
 
-A file is a line with the payload's length and SHA-256, then the payload, an uncompressed `.npz`. It has no times and no
-paths in it, so equal states make equal files.
+A file is a line with the payload's length and SHA-256, then the payload, an uncompressed `.npz`. It has no times, no
+paths and no devices in it, so equal states make equal files, which load anywhere.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Checkpoint:
             "metrics_bytes": np.array(self.metrics_bytes),
             "metrics_digest": np.array(self.metrics_digest),
         }
-        arrays |= {f"parameters.{name}": tensor.numpy() for name, tensor in self.parameters.items()}
-        arrays |= {f"optimizer.{name}": tensor.numpy() for name, tensor in self.optimizer.items()}
+        for group, tensors in (("parameters", self.parameters), ("optimizer", self.optimizer)):
+            arrays |= {f"{group}.{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         payload = buffer.getvalue()

@@ -1,4 +1,7 @@
-"""A run's configuration: everything its result depends on, as one flat, validated, JSON-able record."""
+"""A run's configuration: everything its result depends on, as one flat, validated, JSON-able record.
+
+Where it trains is in it too, but does not tell one run from another: results differ in rounding alone.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from typing import Any
 
 import torch
 
+from ..devices import CPU, NAMED, DeviceError, best_device, named_device
 from ..tasks import MultiTaskRegression
-from .objective import ESTIMATORS, Objective
+from .objective import ESTIMATORS, ON_GPUS, Objective
 from .optimisers import OPTIMIZERS, WEIGHT_DECAY, Optimizer, make_optimizer
 from .parameters import Parameters
 from .starts import STARTS, initial_parameters
@@ -37,10 +41,14 @@ def _option(
     above: float | None = None,
     high: float | None = None,
     below: float | None = None,
+    compare: bool = True,
 ) -> Any:
-    """A field with its description and its valid range: low ≤ value ≤ high, above < value < below."""
+    """A field with its description and its valid range: low ≤ value ≤ high, above < value < below.
+
+    compare: whether configurations that differ in it alone are different ones.
+    """
     metadata = {"help": help, "choices": choices, "low": low, "above": above, "high": high, "below": below}
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, compare=compare)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +98,11 @@ class RunConfig:
     checkpoint_every: int = _option("steps between checkpoints", 1000, low=1)
     eval_prompts: int = _option("fresh prompts of the final evaluation", 16384, low=2)
     dtype: str = _option("arithmetic", "float32", choices=("float32", "float64"))
+    device: str = _option(
+        "where it trains: cpu, cuda or cuda:1, …; auto is a GPU where there is one with kernels for the estimator",
+        "auto",
+        compare=False,
+    )
     seed: int = _option("seed of start and prompts", 0, low=0, high=MAX_SEED)
 
     def __post_init__(self) -> None:
@@ -113,6 +126,12 @@ class RunConfig:
         if self.gradient_error is not None and self.estimator == "asymptotic":
             raise ConfigError(
                 "estimator=asymptotic takes no prompts: its gradient has no error; use gradient_error=none"
+            )
+        if self.device != "auto" and not NAMED.fullmatch(self.device):
+            raise ConfigError(f"device must be auto, cpu, cuda, or cuda with a number as cuda:1, got {self.device!r}")
+        if self.device.startswith("cuda") and self.estimator == "subspace":
+            raise ConfigError(
+                "estimator=subspace is computed on the CPU alone; use device=cpu, or estimator=conditional"
             )
         if self.n_tasks > 1 and self.support == "blocks" and self.dim_x < self.n_tasks:
             raise ConfigError(f"support=blocks needs dim_x ≥ n_tasks, got {self.dim_x} and {self.n_tasks}")
@@ -152,6 +171,15 @@ class RunConfig:
             spread=self.start_spread,
             dtype=dtype or self.torch_dtype(),
         )
+
+    def resolved_device(self) -> torch.device:
+        """What `device` comes to on this machine; ConfigError where that cannot be had."""
+        if self.device == "auto":
+            return best_device("train_steps") if self.estimator in ON_GPUS else CPU
+        try:
+            return named_device(self.device, "train_steps")
+        except DeviceError as error:
+            raise ConfigError(f"{error}; or use device=cpu") from error
 
     def objective(self) -> Objective:
         """The loss and its gradient, step by step."""

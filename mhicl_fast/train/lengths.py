@@ -45,7 +45,7 @@ def measure_lengths(
     task = task.replace(context_length=max(wanted))
     check_arguments(task, kq, ov, "sampled", n_prompts)
     losses = torch.empty(len(wanted), n_prompts, dtype=torch.float64, device=kq.device)  # in one tensor, as `evaluate`
-    for first, count in prompt_chunks(task, n_prompts, kq.element_size(), "sampled"):
+    for first, count in prompt_chunks(task, n_prompts, kq, "sampled"):
         prompts = task.sample(count, seed=seed, first_prompt=first, device=kq.device, dtype=kq.dtype)
         for row, length in zip(losses, wanted):
             error = ops.prompt_attention(prompts.context[:, :length], prompts.query, kq, ov) - prompts.target
@@ -53,4 +53,4 @@ def measure_lengths(
     means = torch.stack([ordered_sum(row) for row in losses]) / n_prompts
     squares = torch.stack([ordered_sum(row) for row in (losses - means[:, None]).square()])
     errors = (squares / (n_prompts - 1) / n_prompts).sqrt()
-    return LengthCurve(np.array(wanted), means.numpy(), errors.numpy())
+    return LengthCurve(np.array(wanted), means.cpu().numpy(), errors.cpu().numpy())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 from .checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from .config import RunConfig
@@ -50,27 +53,34 @@ def run(config: RunConfig, path: str | Path, observer: Observer | None = None, *
     """Run `config` in a new folder and return the finished run; `figures`: whether to draw them.
 
     Raises FolderError where the folder cannot be used, StorageError where a file cannot be written, TrainingError where
-    the loss diverges, KeyboardInterrupt on Ctrl-C; after each but the first the folder can be resumed.
+    the loss diverges, KeyboardInterrupt on Ctrl-C; after each but the first the folder can be resumed. ConfigError,
+    without a folder, where the configuration asks for a GPU that cannot be had.
     """
+    device = config.resolved_device()
     with RunFolder.create(Path(path), config) as folder:
-        return _complete(folder, observer, figures)
+        return _complete(folder, device, observer, figures)
 
 
-def resume(path: str | Path, observer: Observer | None = None, *, figures: bool = True) -> LoadedRun:
+def resume(
+    path: str | Path, observer: Observer | None = None, *, figures: bool = True, device: str | None = None
+) -> LoadedRun:
     """Go on with the run in a folder from its last checkpoint; its files end as those of an unbroken run.
 
-    A finished run is returned as it is. Raises what `run` raises, and CheckpointError where no checkpoint is usable.
+    `device`: where to, as the configuration's, which it replaces for this time. On another kind of device than before,
+    of which a warning tells, the files are those of an unbroken run up to rounding. A finished run is returned as it
+    is. Raises what `run` raises, and CheckpointError where no checkpoint is usable.
     """
     with RunFolder.open(Path(path)) as folder:
         if is_complete(folder.path):
             return load_run(folder.path)
-        return _complete(folder, observer, figures)
+        config = folder.config if device is None else replace(folder.config, device=device)
+        return _complete(folder, config.resolved_device(), observer, figures)
 
 
-def _complete(folder: RunFolder, observer: Observer | None, figures: bool) -> LoadedRun:
+def _complete(folder: RunFolder, device: torch.device, observer: Observer | None, figures: bool) -> LoadedRun:
     """Train to the end, then write results and figures."""
-    clock = _Clock(folder.path / "timing.json")
-    _train(folder, clock, observer)
+    clock = _Clock(folder.path / "timing.json", device)
+    _train(folder, device, clock, observer)
     _finish(folder, clock, figures)
     return load_run(folder.path)
 
@@ -94,17 +104,34 @@ class _Clock:
     """Seconds spent on a run over all its sessions, and the last one's machine; kept apart from the files that are the
     same for every machine."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, device: torch.device) -> None:
         self._file = file
-        self._before = float((read_json(file, ("wall_s",)) or {"wall_s": 0.0})["wall_s"])
+        before = read_json(file, ("wall_s",)) or {"wall_s": 0.0}
+        self._before = float(before["wall_s"])
         self._start = time.perf_counter()
-        self._machine = machine()
+        self._machine = machine(device)
+        _warn_of_another_device(before.get("machine"), self._machine["trained on"])
 
     def seconds(self) -> float:
         return self._before + time.perf_counter() - self._start
 
     def store(self, *, complete: bool = False) -> None:
         write_json(self._file, {"wall_s": self.seconds(), "complete": complete, "machine": self._machine})
+
+
+def _warn_of_another_device(machine_before: Any, now: str) -> None:
+    """Where a run goes on on another kind of device than its last session's, whose facts may be missing.
+
+    Facts that name no device are from when there was only the CPU.
+    """
+    before = machine_before.get("trained on", "cpu") if isinstance(machine_before, dict) else None
+    if isinstance(before, str) and before != now and "cpu" in (before, now):
+        warnings.warn(
+            f"the run was on {before} and goes on on {now}: the results may differ in rounding from those of an "
+            "unbroken run",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 @dataclass(eq=False)
@@ -118,13 +145,13 @@ class _State:
     optimizer: Optimizer
 
 
-def _train(folder: RunFolder, clock: _Clock, observer: Observer | None) -> None:
+def _train(folder: RunFolder, device: torch.device, clock: _Clock, observer: Observer | None) -> None:
     config, metrics_file = folder.config, folder.path / "metrics.csv"
     store = CheckpointStore(folder.path / "checkpoints", config.checkpoint_every, config.steps)
     stored = store.load_latest(lambda found: mismatch(metrics_file, found.metrics_bytes, found.metrics_digest))
     if stored is None and metrics_file.exists():
         raise CheckpointError(f"no checkpoint is left in {store.path}, though {metrics_file} has records of steps")
-    state = _restore(config, stored)
+    state = _restore(config, stored, device)
     if stored is None:
         store.save(_checkpoint(state, 0, ""))
     elif stored.step == max(store.steps()):
@@ -157,7 +184,7 @@ def _loop(
     while True:
         record = None
         if state.step % config.record_every == 0 or state.step == config.steps:  # described before the weights move
-            kq, ov = (matrix.detach() for matrix in state.parameters.to_combined())
+            kq, ov = (matrix.detach().cpu() for matrix in state.parameters.to_combined())
             record, examples = SpectralState.of(task, kq, ov), count_examples(kq)
         span = stepper.advance(state.step, _steps_ahead(config, state.step), state.flow_time, SPAN_SECONDS)
         if record is not None and (span.finite or span.steps > 0):
@@ -211,14 +238,13 @@ def _prompts_seen(config: RunConfig, step: int) -> int:
     return step * config.n_prompts if has_prompts(config.estimator) else 0
 
 
-def _restore(config: RunConfig, stored: Checkpoint | None) -> _State:
+def _restore(config: RunConfig, stored: Checkpoint | None, device: torch.device) -> _State:
     parameters, optimizer = config.start_parameters(), config.make_optimizer()
     if stored is None:
-        return _State(0, 0.0, 0.0, parameters, optimizer)
-    optimizer.load_state(stored.optimizer)
-    return _State(
-        stored.step, stored.flow_time, stored.step_size, parameters.with_tensors(stored.parameters), optimizer
-    )
+        return _State(0, 0.0, 0.0, parameters.to(device), optimizer)
+    optimizer.load_state(stored.optimizer, device)
+    parameters = parameters.with_tensors(stored.parameters).to(device)
+    return _State(stored.step, stored.flow_time, stored.step_size, parameters, optimizer)
 
 
 def _checkpoint(state: _State, metrics_bytes: int, metrics_digest: str) -> Checkpoint:

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import torch
 
-from .._extension import build_info
+from .._extension import native
+from ..devices import describe_device
 
 
-def machine() -> dict[str, str]:
-    """Processor, instruction set, threads, platform and compiler, in words."""
-    info = build_info()
-    return {
+def machine(device: torch.device | None = None) -> dict[str, str]:
+    """Processor, instruction set, threads, platform, compiler, and the device where one is given, in words."""
+    facts = {
         "processor": _processor(),
-        "instruction set": info["instruction_sets"]["active"],
+        "instruction set": native.active_isa(),
         "threads": str(torch.get_num_threads()),
-        "platform": info["platform"],
-        "compiler": info["compiler"],
+        "platform": platform.platform(),
+        "compiler": native.build_facts()["compiler"],
     }
+    return facts if device is None else {"trained on": describe_device(device), **facts}
 
 
 def _processor() -> str:

@@ -23,11 +23,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops, spectral
+from .._extension import why_no_kernels
 from ..spectral.atoms import atoms
 from ..tasks import MultiTaskRegression
 
 ESTIMATORS = ("sampled", "conditional", "subspace", "asymptotic")
+ON_GPUS = ("sampled", "conditional")  # those that have kernels for GPUs
 CHUNK_BYTES = 1 << 24  # a chunk's context: small enough that the allocator reuses its memory from step to step
+GPU_CHUNK_BYTES = 1 << 28  # on a GPU: large enough to fill it
 _ROW = 256  # prompts summed in one go, see `_rows`
 
 
@@ -89,9 +92,12 @@ class Objective:
         }
 
     def __call__(self, kq: Tensor, ov: Tensor, step: int) -> LossAndGradients:
-        """Loss and gradients at kq (H, D, D), ov (H, I, D) on the CPU; raises what `population_loss` raises."""
+        """Loss and gradients at kq (H, D, D), ov (H, I, D), on their device; raises what `population_loss` raises."""
         check_arguments(self.task, kq, ov, self.estimator, self.n_prompts)
         if has_prompts(self.estimator):
+            missing = why_no_kernels("flow_step", kq.device)
+            if missing is not None:
+                raise ValueError(f"kq is on {kq.device}, but {missing}")
             weights = (kq.detach().contiguous(), ov.detach().contiguous())
             where = {"step": step, "first_prompt": 0}
             return LossAndGradients(
@@ -123,14 +129,14 @@ def population_loss(
     For second derivatives of many prompts, `hessian_vector_product` takes less time and little memory.
 
     Raises ValueError for wrong shapes, an unknown estimator, for `conditional` and `subspace` where the logits read
-    labels (KQ[:, dim_x:, :dim_x] must be 0), and for `subspace` where the outputs read covariates (OV[:, :, :dim_x]
-    must be 0); TypeError for other dtypes.
+    labels (KQ[:, dim_x:, :dim_x] must be 0), for `subspace` where the outputs read covariates (OV[:, :, :dim_x] must be
+    0), and for `subspace` on a GPU; TypeError for other dtypes.
     """
     check_arguments(task, kq, ov, estimator, n_prompts)
     if estimator == "subspace":
         loss: Tensor = _NativeLoss.apply(kq, ov, Objective(task, estimator, n_prompts, seed), step)
         return loss
-    chunks = list(prompt_chunks(task, n_prompts, kq.element_size(), estimator))
+    chunks = list(prompt_chunks(task, n_prompts, kq, estimator))
     total = kq.new_zeros((), dtype=torch.float64)
     for first, count in chunks:
         arguments = (task, kq, ov, estimator, n_prompts, count, first, seed, step, order)
@@ -187,7 +193,7 @@ def evaluate(task: MultiTaskRegression, kq: Tensor, ov: Tensor, n_prompts: int, 
     check_arguments(task, kq, ov, "sampled", n_prompts)
     # In one tensor from the start: small ones, kept from each chunk, would keep the allocator from reusing its memory.
     losses = torch.empty(n_prompts, dtype=torch.float64, device=kq.device)
-    for first, count in prompt_chunks(task, n_prompts, kq.element_size(), "sampled"):
+    for first, count in prompt_chunks(task, n_prompts, kq, "sampled"):
         losses[first : first + count] = prompt_losses(task, kq, ov, count, seed=seed, first_prompt=first)
     mean = ordered_sum(losses) / n_prompts
     variance = ordered_sum((losses - mean).square()) / (n_prompts - 1)
@@ -204,6 +210,13 @@ def check_arguments(task: MultiTaskRegression, kq: Tensor, ov: Tensor, estimator
         raise ValueError(f"kq must be (heads, {task.dim}, {task.dim}), got shape {list(kq.shape)}")
     if ov.shape != (kq.shape[0], task.n_tasks, task.dim):
         raise ValueError(f"ov must be ({kq.shape[0]}, {task.n_tasks}, {task.dim}), got shape {list(ov.shape)}")
+    if kq.device != ov.device:
+        raise ValueError(f"kq and ov must be on one device, got {kq.device} and {ov.device}")
+    if estimator == "subspace" and kq.device.type != "cpu":
+        raise ValueError(
+            f"the subspace estimator is computed on the CPU alone, got weights on {kq.device}; move them, or use "
+            "estimator='conditional'"
+        )
     if has_prompts(estimator) and n_prompts < 1:
         raise ValueError(f"n_prompts must be at least 1, got {n_prompts}")
     if estimator in ("conditional", "subspace"):
@@ -226,14 +239,16 @@ def _require_zero(estimator: str, what: str, name: str, block: Tensor) -> None:
 
 
 def prompt_chunks(
-    task: MultiTaskRegression, n_prompts: int, item_size: int, estimator: str
+    task: MultiTaskRegression, n_prompts: int, weights: Tensor, estimator: str
 ) -> Iterator[tuple[int, int]]:
-    """(first prompt, number of prompts) of each chunk; the asymptotic loss is one chunk without prompts."""
+    """(first prompt, number of prompts) of each chunk, in the weights' type and on their device; the asymptotic loss is
+    one chunk without prompts."""
     if not has_prompts(estimator):
         yield 0, 0
         return
     # Sizes that are multiples of _ROW make the summation order of a chunk that of whole rows.
-    size = max(1, CHUNK_BYTES // (item_size * task.context_length * task.dim))
+    most = CHUNK_BYTES if weights.device.type == "cpu" else GPU_CHUNK_BYTES
+    size = max(1, most // (weights.element_size() * task.context_length * task.dim))
     size = max(size // _ROW * _ROW, min(size, _ROW))
     for first in range(0, n_prompts, size):
         yield first, min(size, n_prompts - first)
@@ -271,8 +286,9 @@ def _conditional_sum(
     Gram_j[m, n] = Σ_{c ∈ S_j} x_m[c] x_n[c] with index 0 for x_q and h + 1 for head h.
     """
     d = task.dim_x
-    xi, xi_query = task.sample_covariates(count, seed=seed, step=step, first_prompt=first, dtype=kq.dtype)
-    xi, xi_query = xi.to(kq.device), xi_query.to(kq.device)
+    xi, xi_query = task.sample_covariates(
+        count, seed=seed, step=step, first_prompt=first, device=kq.device, dtype=kq.dtype
+    )
     block, label_block, covariate_block = kq[:, :d, :d], ov[:, :, d:], ov[:, :, :d]
     factor = task.covariance_factor
     if factor is not None:  # x = A ξ: the sums run over ξ, with A folded into what multiplies it

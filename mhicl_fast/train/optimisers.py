@@ -52,12 +52,12 @@ class Optimizer(ABC):
         """Everything that later steps depend on, as tensors that later steps do not change."""
         return {key: buffer.clone() for key, buffer in self._buffers.items()}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave; ValueError where that is of another rule."""
+    def load_state(self, state: Mapping[str, Tensor], device: torch.device | None = None) -> None:
+        """Take over what `state` gave, on a device or where it is; ValueError where that is of another rule."""
         strange = sorted(key for key in state if key.partition(".")[0] not in self.slots)
         if strange:
             raise ValueError(f"{type(self).__name__} keeps {list(self.slots) or 'no state'}, got {strange}")
-        self._buffers = {key: buffer.clone() for key, buffer in state.items()}
+        self._buffers = {key: buffer.to(device, copy=True) for key, buffer in state.items()}
 
 
 class GradientFlow(Optimizer):
@@ -139,8 +139,8 @@ class Adam(Optimizer):
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"count": torch.tensor(self.count)}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        super().load_state({key: buffer for key, buffer in state.items() if key != "count"})
+    def load_state(self, state: Mapping[str, Tensor], device: torch.device | None = None) -> None:
+        super().load_state({key: buffer for key, buffer in state.items() if key != "count"}, device)
         self.count = int(state["count"])
 
 

@@ -41,6 +41,10 @@ class Combined:
         """The same parameterisation holding other tensors."""
         return Combined(**tensors)
 
+    def to(self, device: torch.device) -> Combined:
+        """The same weights on a device."""
+        return self.with_tensors(_moved(self.tensors(), device))
+
     def to_combined(self) -> tuple[Tensor, Tensor]:
         """(kq, ov), differentiable in the trained tensors."""
         return self.kq, self.ov
@@ -85,6 +89,10 @@ class Factored:
         """The same parameterisation holding other tensors."""
         return Factored(**tensors, scale=self.scale)
 
+    def to(self, device: torch.device) -> Factored:
+        """The same weights on a device."""
+        return self.with_tensors(_moved(self.tensors(), device))
+
     def to_combined(self) -> tuple[Tensor, Tensor]:
         """(kq (H, D, D), ov (H, I, D)), differentiable in the trained tensors."""
         return self.logit_scale * (self.w_k.transpose(1, 2) @ self.w_q), self.w_o @ self.w_v
@@ -105,6 +113,10 @@ def pull_back(parameters: Parameters, grad_kq: Tensor, grad_ov: Tensor) -> dict[
         "w_v": parameters.w_o.mT @ grad_ov,
         "w_o": grad_ov @ parameters.w_v.mT,
     }
+
+
+def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _check_types(tensors: Mapping[str, Tensor]) -> None:

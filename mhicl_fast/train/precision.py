@@ -229,7 +229,7 @@ class _Batches:
             _, grad_kq, grad_ov = objective(kq, ov, self._step)
             trained = torch.cat([x.flatten() for x in pull_back(self._parameters, grad_kq, grad_ov).values()])
             for name, gradient in (("kq", grad_kq), ("ov", grad_ov), ("trained", trained)):
-                flat = gradient.flatten().double()
+                flat = gradient.flatten().double().cpu()
                 if name not in self._means:
                     self._means[name] = torch.zeros(BATCHES, len(flat), dtype=torch.float64)
                 mean = self._means[name][batch]

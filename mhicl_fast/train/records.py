@@ -61,11 +61,11 @@ class EffectiveExamples:
     """N_eff = 1/Σ_l p_lh², how many context examples head h attends to, averaged over a fixed set of prompts."""
 
     def __init__(self, task: MultiTaskRegression, seed: int, dtype: torch.dtype) -> None:
-        self._prompts = task.sample(_PROBE_PROMPTS, seed=seed, step=1, dtype=dtype)
+        self._prompts = task.sample(_PROBE_PROMPTS, seed=seed, step=1, device="cpu", dtype=dtype)
 
     @torch.no_grad()
     def __call__(self, kq: Tensor) -> np.ndarray:
-        """(H,) for kq (H, D, D)."""
+        """(H,) for kq (H, D, D) on the CPU."""
         _, overlaps = ops.prompt_moments(self._prompts.context, self._prompts.query, kq)
         return (1 / overlaps.diagonal(dim1=1, dim2=2).double()).mean(0).numpy()
 
