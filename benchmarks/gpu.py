@@ -61,20 +61,24 @@ class Scale:
 def main() -> int:
     options = _parser().parse_args()
     device = "cpu" if options.rehearse else options.device
+    if not options.rehearse and not device.startswith("cuda"):
+        print(f"--device names a GPU (cuda, cuda:1), got {device}; --rehearse is for the CPU", file=sys.stderr)
+        return 2
+    out = options.out or Path("runs/gpu-rehearsal" if options.rehearse else "runs/gpu")
     try:
         named_device(device, "attention")
     except DeviceError as error:
         print(f"no GPU to run on: {error}\n--rehearse runs the script on the CPU", file=sys.stderr)
         return 2
     scale, deadline = Scale(device, options.rehearse), Deadline(options.budget)
-    options.out.mkdir(parents=True, exist_ok=True)
-    content = run_stages(scale, deadline, options.out)
-    (options.out / "gpu.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    content = run_stages(scale, deadline, out)
+    (out / "gpu.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     text = gpu_report.page(content)
-    table = options.out / "gpu.md" if options.rehearse else options.table
+    table = out / "gpu.md" if options.rehearse else options.table
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(text)
-    print(f"{text}\nwritten: {options.out / 'gpu.json'}, {table}")
+    print(f"{text}\nwritten: {out / 'gpu.json'}, {table}")
     return 1 if content["wrong"] else 0
 
 
@@ -167,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1, …")
     parser.add_argument("--budget", type=float, default=420, help="seconds for everything (default: 420)")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the JSON (default: runs/gpu)")
+    parser.add_argument("--out", type=Path, help="folder of the JSON (default: runs/gpu, or runs/gpu-rehearsal)")
     parser.add_argument("--table", type=Path, default=Path("docs/gpu.md"), help="the page (default: docs/gpu.md)")
     parser.add_argument("--rehearse", action="store_true", help="tiny and on the CPU; the page goes to the folder too")
     return parser

@@ -100,7 +100,8 @@ def _resume(options: argparse.Namespace) -> None:
     if options.jobs is not None:
         raise ConfigError(f"--jobs is for sweeps, {options.folder} is none")
     if is_complete(options.folder):
-        print(f"the run in {options.folder} is finished already:")
+        nothing = "" if options.device is None else ", so --device changes nothing"
+        print(f"the run in {options.folder} is finished already{nothing}:")
     with ProgressBar(read_config(options.folder)[0]) as bar:
         finished = resume(options.folder, bar, device=options.device)
     print(results_table(finished))
@@ -121,7 +122,9 @@ def _resume_sweep(options: argparse.Namespace) -> None:
     from .train.config import ConfigError
 
     if options.device is not None:
-        raise ConfigError(f"--device is for runs, {options.folder} is a sweep")
+        raise ConfigError(
+            f"--device is for runs, {options.folder} is a sweep: its device is fixed; start another (--set device=)"
+        )
     with SweepBar(read_sweep(options.folder)[0]) as bar:
         sweep = resume_sweep(options.folder, jobs=options.jobs, observer=bar)
     _tell(sweep)

@@ -327,3 +327,10 @@ def test_every_folder_of_a_run_can_be_loaded_and_drawn(finished: LoadedSweep) ->
     assert repr(finished).endswith("4 of 5 runs finished)")
     assert load_run(run_path(finished.path, 3)).config == RUNS[3]
     assert not list((run_path(finished.path, 3) / "figures").iterdir())
+
+
+def test_a_device_that_cannot_be_had_is_told_before_there_is_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with pytest.raises(ConfigError, match="or use device=cpu"):
+        run_sweep([replace(TINY, device="cuda:99")], path)
+    assert not path.exists()

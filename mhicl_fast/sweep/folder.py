@@ -107,6 +107,7 @@ def _check_runs(configs: Sequence[RunConfig]) -> None:
     for number, config in enumerate(configs):
         if not isinstance(config, RunConfig):
             raise TypeError(f"runs must be RunConfigs, number {number} is of type {type(config).__name__}")
+        config.resolved_device()  # one that cannot be had is an error before there is a folder
         if first.setdefault(config, number) != number:
             raise ConfigError(f"runs {first[config]} and {number} of the sweep are the same")
 
