@@ -96,7 +96,13 @@ def _pytest(prefix: Sequence[str], options: Sequence[str], device: str, seconds:
     environment = os.environ | {"MHICL_TEST_DEVICE": device}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryDirectory() as elsewhere:
         process = subprocess.Popen(
-            command, cwd=elsewhere, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=elsewhere,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
         try:
             status: int | None = process.wait(max(seconds, 1))
@@ -111,6 +117,11 @@ def _pytest(prefix: Sequence[str], options: Sequence[str], device: str, seconds:
             process.wait()
         output.seek(0)
         return status, output.read()
+
+
+def _heed_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so would what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _outcome(case: ElementTree.Element) -> str:
