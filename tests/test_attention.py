@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_checks import assert_as_defined
 from attentions import Case, by_rows, definition, make_inputs, make_lengths, make_mask, wanted
 from instruction_sets import INSTRUCTION_SETS, run_again
 from prompts import relative_errors, value_and_grads
@@ -39,25 +40,19 @@ MASK_KINDS = ["boolean", "additive", "hiding"]
 SMALL = Case(2, 4, 2, 3, 5, 3, 2)
 
 
-def assert_as_defined(inputs: list[torch.Tensor], needs: tuple[bool, ...], **options: object) -> None:
-    got = value_and_grads(wanted(attention, **options), inputs, needs)
-    expected = value_and_grads(wanted(definition, **options), inputs, needs)
-    assert max(relative_errors(got, expected)) < 1e-12
-
-
 @pytest.mark.parametrize("with_lengths", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients_in_float64(case: Case, options: dict, with_lengths: bool) -> None:
     lengths = make_lengths(case.batch, case.keys, seed=1) if with_lengths else None
     inputs = make_inputs(case, torch.float64, seed=0)
-    assert_as_defined(inputs, (True, True, True), key_lengths=lengths, **options)
+    assert_as_defined(attention, inputs, (True, True, True), key_lengths=lengths, **options)
 
 
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
 @pytest.mark.parametrize("case", [CASES[3], CASES[5], CASES[7]], ids=str)
 def test_one_gradient_alone(case: Case, needs: tuple[bool, ...]) -> None:
-    assert_as_defined(make_inputs(case, torch.float64, seed=1), needs, is_causal=True)
+    assert_as_defined(attention, make_inputs(case, torch.float64, seed=1), needs, is_causal=True)
 
 
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["causal relu"]], ids=["softmax", "causal relu"])
@@ -72,10 +67,10 @@ def test_masks_of_every_broadcastable_shape(full: tuple[bool, ...], kind: str, o
     inputs = make_inputs(case, torch.float64, seed=3)
     lengths = torch.tensor([0, 11, 19])
     if kind == "boolean":
-        assert_as_defined(inputs, (True, True, True), attn_mask=mask, key_lengths=lengths, **options)
+        assert_as_defined(attention, inputs, (True, True, True), attn_mask=mask, key_lengths=lengths, **options)
     else:
-        assert_as_defined([*inputs, mask], (True, True, True, True), key_lengths=lengths, **options)
-        assert_as_defined([*inputs, mask], (False, False, False, True), **options)
+        assert_as_defined(attention, [*inputs, mask], (True, True, True, True), key_lengths=lengths, **options)
+        assert_as_defined(attention, [*inputs, mask], (False, False, False, True), **options)
 
 
 @pytest.mark.parametrize("size", [(), (5,), (1,), (3, 5), (4, 1, 1), (4, 3, 5), (1, 3, 1)], ids=str)

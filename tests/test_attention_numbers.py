@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_checks import NEEDS, assert_as_exact_as_eager, assert_huge_logits_are_exact
 from attentions import Case, definition, make_inputs, make_mask, wanted
 from prompts import relative_errors, value_and_grads
 
 from mhicl_fast import attention
 
-NEEDS = (True, True, True)
 HALVES = [torch.bfloat16, torch.float16]
 
 
@@ -23,13 +23,7 @@ HALVES = [torch.bfloat16, torch.float16]
     ids=str,
 )
 def test_float32_is_as_exact_as_eager(case: Case, logit_scale: float, options: dict) -> None:
-    inputs = make_inputs(case, torch.float32, seed=0, logit_scale=logit_scale)
-    expected = value_and_grads(wanted(definition, **options), [x.double() for x in inputs], NEEDS)
-    eager = relative_errors(value_and_grads(wanted(definition, **options), inputs, NEEDS), expected)
-    ours = relative_errors(value_and_grads(wanted(attention, **options), inputs, NEEDS), expected)
-    of_logits = 2e-9 * logit_scale  # what their rounding costs, where eager's happens to cancel
-    for error, bound in zip(ours, eager, strict=True):
-        assert error <= 3 * bound + 2e-6 + of_logits
+    assert_as_exact_as_eager(attention, case, logit_scale, options)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +53,7 @@ def test_16_bit_storage_is_computed_in_float32(dtype: torch.dtype, case: Case, o
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_huge_logits_are_exact(sign: float, dtype: torch.dtype) -> None:
-    key = torch.tensor([1.0, 3.0, 2.0], dtype=dtype).view(1, 1, 3, 1)
-    query = torch.full((1, 1, 1, 1), sign * 1e4, dtype=dtype)
-    out, lse, weights = attention(query, key, key, scale=1, return_lse=True, return_weights=True)
-    assert out.item() == (3.0 if sign > 0 else 1.0)
-    assert lse.item() == (3e4 if sign > 0 else -1e4)
-    assert weights.flatten().tolist() == ([0, 1, 0] if sign > 0 else [1, 0, 0])
+    assert_huge_logits_are_exact(attention, sign, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from attention_checks import assert_as_defined
 from attentions import Case, definition, make_inputs, make_lengths, make_mask, wanted
 from emulated import device_limits, emulated, run_sanitized, seed_schedule
 from emulated_attention import attention
@@ -40,18 +40,12 @@ TOGETHER, APART = Case(2, 6, 2, 4, 70, 5, 7), Case(2, 4, 2, 20, 70, 5, 7)  # one
 ALL = (True, True, True, True)
 
 
-def assert_as_defined(inputs: Sequence[torch.Tensor], needs: tuple[bool, ...], **options: Any) -> None:
-    got = value_and_grads(wanted(attention, **options), inputs, needs)
-    expected = value_and_grads(wanted(definition, **options), inputs, needs)
-    assert max(relative_errors(got, expected)) < 1e-12
-
-
 @pytest.mark.parametrize("with_lengths", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients_in_float64(case: Case, options: dict, with_lengths: bool) -> None:
     lengths = make_lengths(case.batch, case.keys, seed=1) if with_lengths else None
-    assert_as_defined(make_inputs(case, torch.float64, seed=0), ALL[:3], key_lengths=lengths, **options)
+    assert_as_defined(attention, make_inputs(case, torch.float64, seed=0), ALL[:3], key_lengths=lengths, **options)
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
@@ -63,9 +57,9 @@ def test_masks_of_every_broadcastable_shape(case: Case, kind: str) -> None:
         mask = make_mask(size, kind, torch.float64, seed=2)
         options = {"is_causal": sum(full) == 2, "key_lengths": torch.tensor([0, 67])}
         if kind == "boolean":
-            assert_as_defined(inputs, ALL[:3], attn_mask=mask, **options)
+            assert_as_defined(attention, inputs, ALL[:3], attn_mask=mask, **options)
         else:
-            assert_as_defined([*inputs, mask], ALL, **options)
+            assert_as_defined(attention, [*inputs, mask], ALL, **options)
 
 
 def backward_arguments(case: Case, dtype: torch.dtype, seed: int, **options: Any) -> tuple[list[Any], dict[str, Any]]:

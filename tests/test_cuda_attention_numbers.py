@@ -6,15 +6,22 @@ import itertools
 
 import pytest
 import torch
+from attention_checks import (
+    HIDING_CASE,
+    NEEDS,
+    assert_as_exact_as_eager,
+    assert_hidden_keys_never_show,
+    assert_huge_logits_are_exact,
+    assert_nothing_shows_of_keys_that_only_others_see,
+    assert_nothing_shows_to_keys_that_nobody_sees,
+)
 from attentions import Case, by_rows, definition, make_inputs, make_mask, wanted
 from emulated_attention import attention
 from prompts import relative_errors, value_and_grads
-from test_attention_hidden import EMPTY, hiding, seen_by_lengths
+from test_attention_hidden import EMPTY
 from test_attention_numbers import layouts
 
 ACTIVATIONS = ["softmax", "linear", "relu"]
-CASE = Case(3, 6, 2, 5, 19, 7, 9)
-NEEDS = (True, True, True)
 
 
 @pytest.mark.parametrize(
@@ -32,19 +39,13 @@ NEEDS = (True, True, True)
     ids=str,
 )
 def test_float32_is_as_exact_as_eager(case: Case, logit_scale: float, options: dict) -> None:
-    inputs = make_inputs(case, torch.float32, seed=0, logit_scale=logit_scale)
-    expected = value_and_grads(wanted(definition, **options), [x.double() for x in inputs], NEEDS)
-    eager = relative_errors(value_and_grads(wanted(definition, **options), inputs, NEEDS), expected)
-    ours = relative_errors(value_and_grads(wanted(attention, **options), inputs, NEEDS), expected)
-    of_logits = 2e-9 * logit_scale  # what their rounding costs, where eager's happens to cancel
-    for error, bound in zip(ours, eager, strict=True):
-        assert error <= 3 * bound + 2e-6 + of_logits
+    assert_as_exact_as_eager(attention, case, logit_scale, options)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"is_causal": True}, {"activation": "linear"}], ids=["softmax", "causal", "linear"]
 )
-@pytest.mark.parametrize("case", [Case(2, 4, 2, 20, 70, 16, 20), Case(3, 4, 2, 9, 25, 17, 21), CASE], ids=str)
+@pytest.mark.parametrize("case", [Case(2, 4, 2, 20, 70, 16, 20), Case(3, 4, 2, 9, 25, 17, 21), HIDING_CASE], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_storage_is_computed_in_float32(dtype: torch.dtype, case: Case, options: dict) -> None:
     inputs = [*make_inputs(case, dtype, seed=1), make_mask(case.logits, "additive", dtype, seed=2)]
@@ -60,12 +61,7 @@ def test_16_bit_storage_is_computed_in_float32(dtype: torch.dtype, case: Case, o
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_huge_logits_are_exact(sign: float, dtype: torch.dtype) -> None:
-    key = torch.tensor([1.0, 3.0, 2.0], dtype=dtype).view(1, 1, 3, 1)
-    query = torch.full((1, 1, 1, 1), sign * 1e4, dtype=dtype)
-    out, lse, weights = attention(query, key, key, scale=1.0, return_lse=True, return_weights=True)
-    assert out.item() == (3.0 if sign > 0 else 1.0)
-    assert lse.item() == (3e4 if sign > 0 else -1e4)
-    assert weights.flatten().tolist() == ([0, 1, 0] if sign > 0 else [1, 0, 0])
+    assert_huge_logits_are_exact(attention, sign, dtype)
 
 
 def test_the_largest_logit_comes_last() -> None:
@@ -116,56 +112,27 @@ def test_more_than_two_to_the_31_elements_by_expansion() -> None:
 @pytest.mark.parametrize("way", ["lengths", "boolean", "additive"])
 @pytest.mark.parametrize("rows", [1, 5, 20])
 def test_hidden_keys_never_show(rows: int, way: str, activation: str, bad: float) -> None:
-    inputs = make_inputs(CASE._replace(rows=rows), torch.float64, seed=0)
-    options = hiding(way) | {"activation": activation}
-    clean = value_and_grads(wanted(attention, **options), inputs, NEEDS)
-    inputs[0][0] = bad  # rows of the first problem see nothing
-    for x in inputs[1:]:
-        x.masked_fill_(~seen_by_lengths().mT, bad)
-    dirty = value_and_grads(wanted(attention, **options), inputs, NEEDS)
-    assert all(x.isfinite().all() for x in dirty)
-    assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
-    expected = value_and_grads(wanted(definition, **options), inputs, NEEDS)
-    assert max(relative_errors(dirty, expected)) < 1e-12
+    assert_hidden_keys_never_show(attention, rows, way, activation, bad)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_rows_show_nothing_of_keys_that_only_others_see(rows: int, dtype: torch.dtype, activation: str) -> None:
-    """Causal, and the last key that some row sees is NaN: earlier rows know nothing of it."""
-    inputs = make_inputs(CASE._replace(rows=rows, keys=rows), dtype, seed=1)
-    for x in inputs[1:]:
-        x[:, :, -1] = torch.nan
-    leaves = [x.requires_grad_() for x in inputs]
-    out, weights = attention(*leaves, is_causal=True, activation=activation, return_weights=True)
-    assert out[:, :, :-1].isfinite().all()
-    assert weights[:, :, :-1].isfinite().all()
-    assert out[:, :, -1].isnan().all()
-    (out[:, :, :-1].float().square().sum() + weights[:, :, :-1].float().square().sum()).backward()
-    assert inputs[0].grad[:, :, :-1].isfinite().all()
+    assert_nothing_shows_of_keys_that_only_others_see(attention, rows, dtype, activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("way", ["lengths", "boolean", "additive"])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_rows_show_nothing_to_keys_that_nobody_sees(rows: int, way: str, activation: str) -> None:
-    """A row holds NaN: the gradients of keys that it sees do too, those of hidden keys are zero."""
-    query, key, value = (x.requires_grad_() for x in make_inputs(CASE._replace(rows=rows), torch.float64, seed=7))
-    with torch.no_grad():
-        query[:, :, 0] = torch.nan
-    out = attention(query, key, value, activation=activation, **hiding(way))
-    for gradient in torch.autograd.grad(out, (key, value), torch.ones_like(out)):
-        seen = seen_by_lengths().mT.expand_as(gradient)
-        assert not gradient[~seen].any()
-    if activation != "relu":  # whose weights of NaN logits count as neither positive nor negative
-        assert gradient[seen].isnan().all()
+    assert_nothing_shows_to_keys_that_nobody_sees(attention, rows, way, activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("rows", [5, 20])
 def test_unmasked_nans_reach_just_what_sees_them(rows: int, activation: str) -> None:
-    case = CASE._replace(rows=rows)
+    case = HIDING_CASE._replace(rows=rows)
     mask = torch.rand(case.logits, generator=torch.Generator().manual_seed(2)) < 0.7
     for which, bad in itertools.product((0, 1, 2), (torch.nan, torch.inf)):
         inputs = make_inputs(case, torch.float64, seed=3)

@@ -125,7 +125,7 @@ class BackwardRows {
   __device__ __forceinline__ void finish_means() {
 #pragma unroll
     for (int i = 0; i < Tile::mine; ++i) {
-      means_[i] = sum_across(means_[i]);
+      means_[i] = sum_of_lanes<kAcross>(means_[i]);
       if (o_.grad_lse != nullptr) means_[i] -= o_.grad_lse[row_index(i)];
     }
   }

@@ -150,7 +150,7 @@ class Forward {
     for (int j = 0; j < kOthersMine; ++j) {
       if (sees(seen, i, j)) top = std::fmax(top, s[j]);
     }
-    top = std::fmax(maxima_[i], largest_across(top));
+    top = std::fmax(maxima_[i], largest_of_lanes<kAcross>(top));
     const T shift = top == -T(INFINITY) ? T(0) : top, factor = std::exp(maxima_[i] - shift);
     maxima_[i] = top;
     totals_[i] *= factor;
@@ -166,7 +166,7 @@ class Forward {
       const int r = Tile::mine * down() + i;
       T inverse = 1;
       if (softmax()) {
-        totals_[i] = sum_across(totals_[i]);
+        totals_[i] = sum_of_lanes<kAcross>(totals_[i]);
         inverse = totals_[i] == T(0) ? T(0) : T(1) / totals_[i];
       }
       if (r < block_.count) {

@@ -1,11 +1,12 @@
 // A block's tile: some rows of its own by 64 others, with what all kernels of attention do on it.
 //
 // A thread has the own rows MINE · down + i, i < MINE, of which COLUMNS columns each of what is summed for them, and the
-// others across + 16 j, j < 4. So the 16 threads across share rows, and a warp's rows are no other warp's: what they
+// others across + 16 j, j < 4. So the 16 threads across, neighbouring lanes, share rows, and a warp's rows are no other warp's: what they
 // write to a table (own × others) they read back without waiting for the block. How many threads there are down is the
 // launch's to say, so that few rows have small blocks.
 #pragma once
 
+#include "../lanes.cuh"
 #include "rows.cuh"
 
 namespace mhicl::cuda {
@@ -195,20 +196,6 @@ __device__ __forceinline__ void write_columns(const Operand<void*>& to, int64_t 
       write_four(to.data, row + first_column, column_mine<COLUMNS>(n), left, four, wide, storage);
     }
   }
-}
-
-// Over the 16 threads that share rows.
-template <class T>
-__device__ __forceinline__ T sum_across(T x) {
-#pragma unroll
-  for (int step = kAcross / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
-template <class T>
-__device__ __forceinline__ T largest_across(T x) {
-#pragma unroll
-  for (int step = kAcross / 2; step > 0; step /= 2) x = std::fmax(x, __shfl_xor_sync(kAllLanes, x, step));
-  return x;
 }
 
 // Where a pair stands in a table, of row i of a thread's own and j of its others.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../device.h"
+#include "../lanes.cuh"
 #include "layout.h"
 
 namespace mhicl::cuda {
@@ -12,20 +13,6 @@ namespace mhicl::cuda {
 // spills registers to have more.
 template <class T>
 inline constexpr int kBlocksAtOnce = std::is_same_v<T, float> ? 3 : 2;
-
-template <class T>
-__device__ __forceinline__ T sum_of_warp(T x) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
-  return x;
-}
-
-template <class T>
-__device__ __forceinline__ T largest_of_warp(T x) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) x = std::fmax(x, __shfl_xor_sync(kAllLanes, x, offset));
-  return x;
-}
 
 // Every function is called by all threads of the block, and leaves what it wrote ready to be read by all. TF32: products with
 // tokens are made by the matrix units, of factors rounded to it; for float and 8 heads at once.
@@ -105,7 +92,7 @@ struct Attend {
       T top = first_chunk ? nothing : maxima[head];
       const T before = top;
       for (int l = lane; l < count; l += kWarp) top = std::fmax(top, row[l]);
-      top = largest_of_warp(top);
+      top = largest_of_lanes<kWarp>(top);
       T sum = 0;
       for (int l = lane; l < count; l += kWarp) {
         const T weight = std::exp(row[l] - top);

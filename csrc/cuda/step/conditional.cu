@@ -1,29 +1,10 @@
 #include "conditional.cuh"
 
-#include "../first_error.h"
-#include "../prompts/variants.h"
-#include "chunks.h"
-#include "queries.h"
-#include "step.h"
+#include "step_in_chunks.cuh"
 #include "sums.h"
 
 namespace mhicl::cuda {
 namespace {
-
-template <class T>
-AttendDemand demand_of(const ResidualParams<T>& params, int heads_at_once) {
-  const StepPrompts<T>& p = params.prompts;
-  const int64_t padded_heads = (p.heads + heads_at_once - 1) / heads_at_once * heads_at_once;
-  const bool overlaps = p.noise_std > T(0);
-  return {.context_length = p.context_length,
-          .rows = p.dim_x,
-          .heads = p.heads,
-          .heads_at_once = heads_at_once,
-          .all_weights = overlaps,
-          .own_products = overlaps,
-          .extra = conditional_extra(p.dim_x, p.tasks, padded_heads, heads_at_once, overlaps),
-          .element_size = int(sizeof(T))};
-}
 
 template <class T>
 struct ConditionalPlan {
@@ -54,9 +35,36 @@ struct ConditionalPlan {
                                           row_sums_workspace_bytes(loss_sums), product_sums_workspace_bytes(product_sums)}));
   }
 
-  void set_count(int64_t count) {
+  static AttendDemand demand(const ResidualParams<T>& params, int heads_at_once) {
+    const StepPrompts<T>& p = params.prompts;
+    const bool overlaps = p.noise_std > T(0);
+    return {.context_length = p.context_length,
+            .rows = p.dim_x,
+            .heads = p.heads,
+            .heads_at_once = heads_at_once,
+            .all_weights = overlaps,
+            .own_products = overlaps,
+            .extra = conditional_extra(p.dim_x, p.tasks, padded_heads(p.heads, heads_at_once), heads_at_once, overlaps),
+            .element_size = int(sizeof(T))};
+  }
+
+  ConditionalChunk<T> chunk(const ResidualParams<T>& params, const StepCall<T>& call, int64_t first,
+                            int64_t count) const {
+    return {params, call.steps_done, first, count, projected, vectors, overlaps, outputs, losses};
+  }
+
+  cudaError_t add_up(const ResidualParams<T>& params, const StepCall<T>& call, int64_t first, int64_t count,
+                     cudaStream_t stream) {
+    const bool more = first > 0;
+    const ResidualSums<double> sums(params, call.sums);
     projections_gradient.depth = outputs_gradient.depth = count;
     overlap_sums.count = loss_sums.count = product_sums.count = count;
+    return first_error(
+        [&] { return sliced_gemm(projections_gradient, more, partial, sums.projections, stream); },
+        [&] { return sum_products(product_sums, more, partial, sums.products, stream); },
+        [&] { return sum_rows(overlap_sums, more, partial, sums.overlaps, stream); },
+        [&] { return sliced_gemm(outputs_gradient, more, partial, sums.covariate_outputs, stream); },
+        [&] { return sum_rows(loss_sums, more, partial, call.loss, stream); });
   }
 };
 
@@ -64,48 +72,13 @@ struct ConditionalPlan {
 
 template <class T>
 int64_t conditional_workspace_bytes(const ResidualParams<T>& params, int64_t n_prompts, const DeviceLimits& limits) {
-  return with_variant<T>(params.prompts.heads, false, [&](auto variant) -> int64_t {
-    AttendLayout layout;
-    if (!make_layout(demand_of(params, variant.heads), limits, layout)) return 0;
-    Pieces pieces(nullptr);
-    const ConditionalPlan<T> plan(params.prompts, n_prompts, false, pieces);
-    return pieces.bytes();
-  });
+  return plan_workspace_bytes<ConditionalPlan>(params, n_prompts, limits);
 }
 
 template <class T>
 cudaError_t conditional_step(const ResidualParams<T>& params, const StepCall<T>& call, cudaStream_t stream) {
-  return with_variant<T>(params.prompts.heads, call.tf32, [&](auto variant) {
-    const StepPrompts<T>& p = params.prompts;
-    AttendLayout layout;
-    if (!make_layout(demand_of(params, variant.heads), call.limits, layout)) return cudaErrorInvalidValue;
-    Pieces pieces(call.workspace);
-    ConditionalPlan<T> plan(p, call.n_prompts, call.tf32, pieces);
-    const ResidualSums<double> sums(params, call.sums);
-    cudaError_t error = cudaSuccess;
-    for (int64_t first = 0; first < call.n_prompts && error == cudaSuccess; first += plan.at_a_time) {
-      const int64_t count = std::min(plan.at_a_time, call.n_prompts - first);
-      const bool more = first > 0;
-      const QueryChunk<T> queries = {p.range,  call.steps_done, first, count, p.dim_x,
-                                     plan.row, plan.queries,    plan.projected};
-      const ConditionalChunk<T> chunk = {params, call.steps_done, first, count, plan.projected, plan.vectors,
-                                         plan.overlaps, plan.outputs, plan.losses};
-      plan.set_count(count);
-      error = first_error(
-          [&] { return draw_queries(queries, stream); },
-          [&] { return gemm(projection(queries, params.projections, call.tf32), stream); },
-          [&] {
-            const dim3 blocks{unsigned(count)}, threads{unsigned(layout.warps * kWarp)};
-            return launch(conditional_kernel<T, variant.heads, variant.tf32>, blocks, threads, layout.bytes, stream, chunk,
-                          layout);
-          },
-          [&] { return sliced_gemm(plan.projections_gradient, more, plan.partial, sums.projections, stream); },
-          [&] { return sum_products(plan.product_sums, more, plan.partial, sums.products, stream); },
-          [&] { return sum_rows(plan.overlap_sums, more, plan.partial, sums.overlaps, stream); },
-          [&] { return sliced_gemm(plan.outputs_gradient, more, plan.partial, sums.covariate_outputs, stream); },
-          [&] { return sum_rows(plan.loss_sums, more, plan.partial, call.loss, stream); });
-    }
-    return error;
+  return step_in_chunks<ConditionalPlan>(params, call, stream, [](auto variant) {
+    return conditional_kernel<T, variant.heads, variant.tf32>;
   });
 }
 

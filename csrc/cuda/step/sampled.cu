@@ -1,27 +1,10 @@
 #include "sampled.cuh"
 
-#include "../first_error.h"
-#include "../prompts/variants.h"
-#include "chunks.h"
-#include "queries.h"
-#include "step.h"
+#include "step_in_chunks.cuh"
 #include "sums.h"
 
 namespace mhicl::cuda {
 namespace {
-
-template <class T>
-AttendDemand demand_of(const StepPrompts<T>& p, int heads_at_once) {
-  const int64_t padded_heads = (p.heads + heads_at_once - 1) / heads_at_once * heads_at_once;
-  return {.context_length = p.context_length,
-          .rows = sampled_rows(p.dim_x, p.tasks, p.noise_std > T(0)),
-          .heads = p.heads,
-          .heads_at_once = heads_at_once,
-          .all_weights = false,
-          .own_products = false,
-          .extra = sampled_extra(p.dim_x, p.tasks, padded_heads, heads_at_once),
-          .element_size = int(sizeof(T))};
-}
 
 template <class T>
 struct SampledPlan {
@@ -44,53 +27,45 @@ struct SampledPlan {
                                           sliced_workspace_bytes(outputs_gradient),
                                           row_sums_workspace_bytes<T>({losses, at_a_time, 1})}));
   }
+
+  static AttendDemand demand(const SampledParams<T>& params, int heads_at_once) {
+    const StepPrompts<T>& p = params.prompts;
+    return {.context_length = p.context_length,
+            .rows = sampled_rows(p.dim_x, p.tasks, p.noise_std > T(0)),
+            .heads = p.heads,
+            .heads_at_once = heads_at_once,
+            .all_weights = false,
+            .own_products = false,
+            .extra = sampled_extra(p.dim_x, p.tasks, padded_heads(p.heads, heads_at_once), heads_at_once),
+            .element_size = int(sizeof(T))};
+  }
+
+  SampledChunk<T> chunk(const SampledParams<T>& params, const StepCall<T>& call, int64_t first, int64_t count) const {
+    return {params, call.steps_done, first, count, projected, averages, errors, losses};
+  }
+
+  cudaError_t add_up(const SampledParams<T>& params, const StepCall<T>& call, int64_t first, int64_t count,
+                     cudaStream_t stream) {
+    const bool more = first > 0;
+    double* const output_sums = call.sums + params.prompts.dim_x * row;
+    projections_gradient.depth = outputs_gradient.depth = count;
+    return first_error([&] { return sliced_gemm(projections_gradient, more, partial, call.sums, stream); },
+                       [&] { return sliced_gemm(outputs_gradient, more, partial, output_sums, stream); },
+                       [&] { return sum_rows<T>({losses, count, 1}, more, partial, call.loss, stream); });
+  }
 };
 
 }  // namespace
 
 template <class T>
 int64_t sampled_workspace_bytes(const SampledParams<T>& params, int64_t n_prompts, const DeviceLimits& limits) {
-  return with_variant<T>(params.prompts.heads, false, [&](auto variant) -> int64_t {
-    AttendLayout layout;
-    if (!make_layout(demand_of(params.prompts, variant.heads), limits, layout)) return 0;
-    Pieces pieces(nullptr);
-    const SampledPlan<T> plan(params.prompts, n_prompts, false, pieces);
-    return pieces.bytes();
-  });
+  return plan_workspace_bytes<SampledPlan>(params, n_prompts, limits);
 }
 
 template <class T>
 cudaError_t sampled_step(const SampledParams<T>& params, const StepCall<T>& call, cudaStream_t stream) {
-  return with_variant<T>(params.prompts.heads, call.tf32, [&](auto variant) {
-    const StepPrompts<T>& p = params.prompts;
-    AttendLayout layout;
-    if (!make_layout(demand_of(p, variant.heads), call.limits, layout)) return cudaErrorInvalidValue;
-    Pieces pieces(call.workspace);
-    SampledPlan<T> plan(p, call.n_prompts, call.tf32, pieces);
-    cudaError_t error = cudaSuccess;
-    for (int64_t first = 0; first < call.n_prompts && error == cudaSuccess; first += plan.at_a_time) {
-      const int64_t count = std::min(plan.at_a_time, call.n_prompts - first);
-      const bool more = first > 0;
-      const QueryChunk<T> queries = {p.range,  call.steps_done, first, count, p.dim_x,
-                                     plan.row, plan.queries,    plan.projected};
-      const SampledChunk<T> chunk = {params, call.steps_done, first, count, plan.projected, plan.averages, plan.errors,
-                                     plan.losses};
-      plan.projections_gradient.depth = plan.outputs_gradient.depth = count;
-      error = first_error(
-          [&] { return draw_queries(queries, stream); },
-          [&] { return gemm(projection(queries, params.projections, call.tf32), stream); },
-          [&] {
-            const dim3 blocks{unsigned(count)}, threads{unsigned(layout.warps * kWarp)};
-            return launch(sampled_kernel<T, variant.heads, variant.tf32>, blocks, threads, layout.bytes, stream, chunk,
-                          layout);
-          },
-          [&] { return sliced_gemm(plan.projections_gradient, more, plan.partial, call.sums, stream); },
-          [&] {
-            return sliced_gemm(plan.outputs_gradient, more, plan.partial, call.sums + p.dim_x * plan.row, stream);
-          },
-          [&] { return sum_rows<T>({plan.losses, count, 1}, more, plan.partial, call.loss, stream); });
-    }
-    return error;
+  return step_in_chunks<SampledPlan>(params, call, stream, [](auto variant) {
+    return sampled_kernel<T, variant.heads, variant.tf32>;
   });
 }
 

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "../device.h"
+#include "../lanes.cuh"
 
 namespace mhicl::cuda {
 
@@ -17,9 +17,7 @@ __device__ __forceinline__ void block_reduce(double (&values)[VALUES], double* s
   const int warps = int(blockDim.x) / kWarp;
 #pragma unroll
   for (int v = 0; v < VALUES; ++v) {
-    for (int apart = kWarp / 2; apart > 0; apart /= 2) {
-      values[v] = join(v, values[v], __shfl_xor_sync(kAllLanes, values[v], apart));
-    }
+    values[v] = v < SUMS ? sum_of_warp(values[v]) : largest_of_lanes<kWarp>(values[v]);
     if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp * VALUES + v] = values[v];
   }
   __syncthreads();
