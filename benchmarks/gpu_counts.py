@@ -38,9 +38,9 @@ KERNELS = {
     "matrix product": ("gemm.cu", ["gemm_kernelIf", "Li64ELi64E", "GemmLanes"]),
     "moments, forward": ("prompts/moments.cu", ["moments_kernelIfLi8E"]),
     "moments, backward": ("prompts/moments.cu", ["moments_gradient_kernelIfLi8E"]),
-    "attention, forward": ("attention/forward_float.cu", ["attention_forward_kernel"]),
-    "attention, backward in rows": ("attention/backward_rows_float.cu", ["attention_backward_rows_kernel"]),
-    "attention, backward in keys": ("attention/backward_keys_float.cu", ["attention_backward_keys_kernel"]),
+    "attention, forward": ("attention/forward_float.cu", ["attention_forward_kernel", "4TileIf"]),
+    "attention, backward in rows": ("attention/backward_rows_float.cu", ["attention_backward_rows_kernel", "4TileIf"]),
+    "attention, backward in keys": ("attention/backward_keys_float.cu", ["attention_backward_keys_kernel", "4TileIf"]),
     "sampler": ("sampler/sampler.cu", ["sample_kernelIf"]),
 }
 

@@ -20,12 +20,12 @@ def seen_by_lengths() -> Tensor:
     return (torch.arange(HIDING_CASE.keys) < LENGTHS[:, None])[:, None, None]  # (B, 1, 1, L)
 
 
-def hiding(way: str) -> dict:
+def hiding(way: str, dtype: torch.dtype = torch.float64) -> dict:
     """Options that hide the same keys in different ways."""
     if way == "lengths":
         return {"key_lengths": LENGTHS}
     mask = seen_by_lengths()
-    return {"attn_mask": mask if way == "boolean" else torch.zeros(mask.shape).double().masked_fill(~mask, -torch.inf)}
+    return {"attn_mask": mask if way == "boolean" else torch.zeros(mask.shape).to(dtype).masked_fill(~mask, -torch.inf)}
 
 
 def assert_as_defined(attention: Attention, inputs: Sequence[Tensor], needs: tuple[bool, ...], **options: Any) -> None:
@@ -53,9 +53,17 @@ def assert_huge_logits_are_exact(attention: Attention, sign: float, dtype: torch
     assert weights.flatten().tolist() == ([0, 1, 0] if sign > 0 else [1, 0, 0])
 
 
-def assert_hidden_keys_never_show(attention: Attention, rows: int, way: str, activation: str, bad: float) -> None:
-    inputs = make_inputs(HIDING_CASE._replace(rows=rows), torch.float64, seed=0)
-    options = hiding(way) | {"activation": activation}
+def assert_hidden_keys_never_show(
+    attention: Attention,
+    rows: int,
+    way: str,
+    activation: str,
+    bad: float,
+    dtype: torch.dtype = torch.float64,
+    tolerance: float = 1e-12,
+) -> None:
+    inputs = make_inputs(HIDING_CASE._replace(rows=rows), dtype, seed=0)
+    options = hiding(way, dtype) | {"activation": activation}
     clean = value_and_grads(wanted(attention, **options), inputs, NEEDS)
     inputs[0][0] = bad  # rows of the first problem see nothing
     for x in inputs[1:]:
@@ -64,7 +72,7 @@ def assert_hidden_keys_never_show(attention: Attention, rows: int, way: str, act
     assert all(x.isfinite().all() for x in dirty)
     assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
     expected = value_and_grads(wanted(definition, **options), inputs, NEEDS)
-    assert max(relative_errors(dirty, expected)) < 1e-12
+    assert max(relative_errors(dirty, expected)) < tolerance
 
 
 def assert_nothing_shows_of_keys_that_only_others_see(
@@ -84,14 +92,14 @@ def assert_nothing_shows_of_keys_that_only_others_see(
     assert inputs[0].grad[:, :, :-1].isfinite().all()
 
 
-def assert_nothing_shows_to_keys_that_nobody_sees(attention: Attention, rows: int, way: str, activation: str) -> None:
+def assert_nothing_shows_to_keys_that_nobody_sees(
+    attention: Attention, rows: int, way: str, activation: str, dtype: torch.dtype = torch.float64
+) -> None:
     """A row holds NaN: the gradients of keys that it sees do too, those of hidden keys are zero."""
-    query, key, value = (
-        x.requires_grad_() for x in make_inputs(HIDING_CASE._replace(rows=rows), torch.float64, seed=7)
-    )
+    query, key, value = (x.requires_grad_() for x in make_inputs(HIDING_CASE._replace(rows=rows), dtype, seed=7))
     with torch.no_grad():
         query[:, :, 0] = torch.nan
-    out = attention(query, key, value, activation=activation, **hiding(way))
+    out = attention(query, key, value, activation=activation, **hiding(way, dtype))
     for gradient in torch.autograd.grad(out, (key, value), torch.ones_like(out)):
         seen = seen_by_lengths().mT.expand_as(gradient)
         assert not gradient[~seen].any()

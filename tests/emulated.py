@@ -5,6 +5,7 @@
     ops.attention(query, …)  # RuntimeError for whatever a kernel does wrong, with kernel, block, thread and line
     seed_schedule(3)         # threads and blocks run in another order for each seed
     with device_limits(multiprocessors=2, shared_per_block=64 << 10): …
+    with tf32(): …           # products on the matrix units
     run_sanitized(__file__, "-k", "gradient")                # again in a child, under AddressSanitizer and UBSan
     result, launches = record(ops.attention, query, key, …)  # every launch with memory before and after
 """
@@ -44,6 +45,8 @@ COMMON_FLAGS = [
     *("-DMHICL_EMULATION", "-DMHICL_LIBRARY=mhicl_emulated", "-DMHICL_GPU_KEY=CPU"),
     *("-I", str(EMULATION / "include"), "-I", str(EMULATION), "-I", str(ROOT / "csrc")),
 ]
+# What host code includes of PyTorch, which takes the compiler longer than all else in it.
+HEADERS, COMPILED_HEADERS = "torch_headers.h", "torch_headers.h.gch"
 VARIANT_FLAGS = {
     "plain": ["-O2"],
     "sanitized": [
@@ -102,6 +105,17 @@ def device_limits(
         library().emulation_limits(*DEFAULT_LIMITS)
 
 
+@contextlib.contextmanager
+def tf32(allowed: bool = True) -> Iterator[None]:
+    """PyTorch's switch, which lets float32 products go to the matrix units."""
+    switch = torch.backends.cuda.matmul
+    before, switch.allow_tf32 = switch.allow_tf32, allowed
+    try:
+        yield
+    finally:
+        switch.allow_tf32 = before
+
+
 def _obstacle() -> str | None:
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
         return f"the emulation of CUDA is for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
@@ -119,9 +133,10 @@ def build(variant: str = "plain") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with ThreadPoolExecutor(_jobs()) as pool:
-            objects = list(pool.map(lambda source: _object(source, folder, variant), _sources()))
-        return _linked(objects, folder, variant)
+        (folder / HEADERS).write_text("#include <ATen/ATen.h>\n#include <torch/library.h>\n")
+        stale = [source for source in _sources() if not _is_current(source, folder, variant)]
+        _compile(stale, folder, variant)
+        return _linked([_beside(source, folder, ".o") for source in _sources()], folder, variant)
 
 
 def _sources() -> list[Path]:
@@ -150,32 +165,77 @@ def _compiler() -> str:
     return f"{version}, torch {torch.__version__}"
 
 
-def _object(source: Path, folder: Path, variant: str) -> Path:
-    """The source's object file. Beside it stands from which command and contents it was made."""
-    name = str(source.relative_to(ROOT)).replace("/", "-")
-    target, record, needs = (folder / (name + suffix) for suffix in (".o", ".json", ".d"))
-    command = ["g++", *_flags(variant), "-MMD", "-MF", str(needs), "-c", "-x", "c++", str(source), "-o", str(target)]
-    if _is_current(target, record, command):
-        return target
-    record.unlink(missing_ok=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{source} did not compile:\n{done.stderr[-6000:]}")
-    if done.stderr:
-        print(done.stderr, file=sys.stderr)
-    inputs = needs.read_text().replace("\\\n", " ").split(":", 1)[1].split()
-    digests = {path: _digest(Path(path)) for path in inputs if path.startswith(str(ROOT))}
-    record.write_text(json.dumps({"compiler": _compiler(), "command": command, "inputs": digests}))
-    return target
+def _beside(source: Path, folder: Path, suffix: str) -> Path:
+    """What is made of a source: its object file, and the record of which command and contents it was made from."""
+    return folder / (str(source.relative_to(ROOT)).replace("/", "-") + suffix)
 
 
-def _is_current(target: Path, record: Path, command: list[str]) -> bool:
+def _is_current(source: Path, folder: Path, variant: str) -> bool:
+    target, record = (_beside(source, folder, suffix) for suffix in (".o", ".json"))
     if not target.exists() or not record.exists():
         return False
     made = json.loads(record.read_text())
-    if made["compiler"] != _compiler() or made["command"] != command:
+    if made["compiler"] != _compiler() or made["command"] != _command(source, folder, variant):
         return False
     return all(Path(path).exists() and _digest(Path(path)) == digest for path, digest in made["inputs"].items())
+
+
+def _compile(sources: list[Path], folder: Path, variant: str) -> None:
+    """The objects of these sources. PyTorch's headers are compiled once for all, beside what does not include them."""
+    others = [source for source in sources if not _is_host_code(source)]
+    hosts = [source for source in sources if _is_host_code(source)]
+    with _no_compiled_headers_left(folder), ThreadPoolExecutor(_jobs()) as pool:
+        headers = pool.submit(_compile_headers, folder, variant) if len(hosts) > 1 else None
+        done = [pool.submit(_object, source, folder, variant) for source in others]
+        if headers is not None:
+            headers.result()
+        done += [pool.submit(_object, source, folder, variant) for source in hosts]
+        for one in done:
+            one.result()
+
+
+@contextlib.contextmanager
+def _no_compiled_headers_left(folder: Path) -> Iterator[None]:
+    """They take half a gigabyte, and the compiler would not notice that those of another PyTorch are out of date."""
+    (folder / COMPILED_HEADERS).unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        (folder / COMPILED_HEADERS).unlink(missing_ok=True)
+
+
+def _is_host_code(source: Path) -> bool:
+    return source.suffix == ".cpp" and (EMULATION not in source.parents or source.stem.endswith("operators"))
+
+
+def _command(source: Path, folder: Path, variant: str) -> list[str]:
+    target, needs = (str(_beside(source, folder, suffix)) for suffix in (".o", ".d"))
+    headers = ["-include", str(folder / HEADERS)] if _is_host_code(source) else []
+    return ["g++", *_flags(variant), *headers, "-MMD", "-MF", needs, "-c", "-x", "c++", str(source), "-o", target]
+
+
+def _compile_headers(folder: Path, variant: str) -> None:
+    """What the compiler takes in place of the file that `_command` names, if it lies there."""
+    target = folder / COMPILED_HEADERS
+    _run(["g++", *_flags(variant), "-x", "c++-header", str(folder / HEADERS), "-o", str(target)], HEADERS)
+
+
+def _object(source: Path, folder: Path, variant: str) -> None:
+    record, command = _beside(source, folder, ".json"), _command(source, folder, variant)
+    record.unlink(missing_ok=True)
+    _run(command, str(source))
+    listed = _beside(source, folder, ".d").read_text()
+    inputs = listed.replace("\\\n", " ").split(":", 1)[1].split()
+    digests = {path: _digest(Path(path)) for path in inputs if path.startswith(str(ROOT))}
+    record.write_text(json.dumps({"compiler": _compiler(), "command": command, "inputs": digests}))
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{what} did not compile:\n{done.stderr[-6000:]}")
+    if done.stderr:
+        print(done.stderr, file=sys.stderr)
 
 
 def _digest(path: Path) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
-from emulated import device_limits, emulated, run_sanitized, seed_schedule
+from emulated import device_limits, emulated, run_sanitized, seed_schedule, tf32
 from torch import Tensor
 
 from mhicl_fast import reference
@@ -217,27 +216,19 @@ def test_what_does_not_fit_is_an_error() -> None:
         emulated().prompt_attention(context, query, kq, ov, None, False, False)
 
 
-@pytest.fixture
-def allow_tf32() -> Iterator[None]:
-    torch.backends.cuda.matmul.allow_tf32 = True
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 @pytest.mark.parametrize("shape", [(2, 65, 21, 8, 1, 1), (1, 130, 51, 9, 2, 1), (2, 5, 100, 3, 1, 1)], ids=str)
-@pytest.mark.usefixtures("allow_tf32")
 def test_tf32_is_an_option(shape: tuple[int, ...]) -> None:
     context, query, kq, ov = inputs(shape)
     exact = CPU.prompt_attention(context, query, kq, ov, None, True, True)
-    for rounded, expected in zip(emulated().prompt_attention(context, query, kq, ov, None, True, True), exact):
+    grad_out = torch.ones_like(exact[0])
+    arguments = (grad_out, context, query, kq, ov, None, *exact[1:], (True,) * 4)
+    with tf32():
+        values = emulated().prompt_attention(context, query, kq, ov, None, True, True)
+        grads = emulated().prompt_attention_backward(*arguments)
+    for rounded, expected in zip(values, exact):
         assert_like(rounded, expected, 5e-3)
         assert (rounded - expected).norm() > 1e-5 * expected.norm()
-    grad_out = torch.ones_like(exact[0])
-    grads = [
-        ops.prompt_attention_backward(grad_out, context, query, kq, ov, None, *exact[1:], (True,) * 4)
-        for ops in (emulated(), CPU)
-    ]
-    for rounded, expected in zip(*grads):
+    for rounded, expected in zip(grads, CPU.prompt_attention_backward(*arguments)):
         assert_like(rounded, expected, 5e-3)
 
 

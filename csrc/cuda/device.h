@@ -71,9 +71,9 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return bits;
 }
 
-// D (16 × 8) += A (16 × 8) · B (8 × 8), by a whole warp (volatile, or the compiler may move it to where not all lanes are). With g = lane / 4 and t = lane % 4 a lane holds of A
-// [g, t], [g + 8, t], [g, t + 4], [g + 8, t + 4]; of B [t, g], [t + 4, g]; of D [g, 2t], [g, 2t + 1], [g + 8, 2t],
-// [g + 8, 2t + 1].
+// D (16 × 8) += A (16 × 8) · B (8 × 8), by a whole warp (volatile, or the compiler may move it to where not all lanes are).
+// With g = lane / 4 and t = lane % 4 a lane holds of A [g, t], [g + 8, t], [g, t + 4], [g + 8, t + 4]; of B [t, g],
+// [t + 4, g]; of D [g, 2t], [g, 2t + 1], [g + 8, 2t], [g + 8, 2t + 1].
 __device__ __forceinline__ void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -7,19 +7,19 @@
 
 namespace mhicl::cuda {
 
-// Over LANES of them, a power of two; each gets the result.
-template <int LANES, class T>
+// Over LANES of them that are STEP apart, both powers of two; each gets the result.
+template <int LANES, int STEP = 1, class T>
 __device__ __forceinline__ T sum_of_lanes(T x) {
 #pragma unroll
-  for (int apart = LANES / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(kAllLanes, x, apart);
+  for (int apart = LANES / 2 * STEP; apart >= STEP; apart /= 2) x += __shfl_xor_sync(kAllLanes, x, apart);
   return x;
 }
 
 // NaN is passed over.
-template <int LANES, class T>
+template <int LANES, int STEP = 1, class T>
 __device__ __forceinline__ T largest_of_lanes(T x) {
 #pragma unroll
-  for (int apart = LANES / 2; apart > 0; apart /= 2) x = std::fmax(x, __shfl_xor_sync(kAllLanes, x, apart));
+  for (int apart = LANES / 2 * STEP; apart >= STEP; apart /= 2) x = std::fmax(x, __shfl_xor_sync(kAllLanes, x, apart));
   return x;
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from attentions import Case, definition, make_inputs, make_lengths, make_mask
+from emulated import tf32
 from on_device import DEVICE, assert_close_to_the_definition, step, to_device
 from torch import Tensor
 
@@ -101,6 +102,20 @@ def test_lengths_out_of_range_are_clamped() -> None:
 def test_logits_of_any_size(scale: float) -> None:
     inputs = make_inputs(Case(2, 4, 1, 3, 50, 16, 16), torch.float32, seed=7, logit_scale=scale)
     assert_close_to_the_definition(*on_both(return_lse=True), inputs, (True, True, True))
+
+
+@pytest.mark.hardware
+@pytest.mark.parametrize("rows", [9, 200])  # gradients of keys by the same kernel, and by another
+def test_tf32_is_an_option_and_every_kernel_finds_the_same_logits(rows: int) -> None:
+    query, key, value = to_device(make_inputs(Case(2, 2, 2, rows, 150, 64, 1), torch.float32, seed=7, logit_scale=1e4))
+    with tf32():
+        out, weights = mhicl_fast.attention(query, key, value.requires_grad_(), return_weights=True)
+        each_key = torch.autograd.grad(out.sum(), value)[0][..., 0]
+    torch.testing.assert_close(each_key, weights.detach().sum(2), rtol=2**-10, atol=2**-10)
+    products = mhicl_fast.attention(query, key, value, activation="linear", return_weights=True)[1]
+    with tf32():
+        rounded = mhicl_fast.attention(query, key, value, activation="linear", return_weights=True)[1]
+    assert 1e-5 < ((rounded - products).norm() / products.norm()).item() < 2**-10
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from emulated import RecordedLaunch, device_limits, emulated, record
+from emulated import RecordedLaunch, device_limits, emulated, record, tf32
 
 from mhicl_fast.tasks import MultiTaskRegression
 from mhicl_fast.train.objective import Objective
@@ -33,14 +33,10 @@ class Call:
 
     def launches(self) -> list[RecordedLaunch]:
         """The launches that the call makes."""
-        operator, *arguments, keywords = self.make()
-        switch = torch.backends.cuda.matmul
-        before, switch.allow_tf32 = switch.allow_tf32, self.tf32
-        try:
+        with tf32(self.tf32):
+            operator, *arguments, keywords = self.make()
             with device_limits(*self.limits) if self.limits else nullcontext():
                 return record(operator, *arguments, arena_bytes=16 << 20, **keywords)[1]
-        finally:
-            switch.allow_tf32 = before
 
 
 HALVES = Tolerance(relative=1e-3, absolute=1e-3, halves=True)
@@ -174,19 +170,27 @@ for _heads in (2, 9):
 # General attention: one or four rows a thread, columns of one, four or eight a thread
 
 
-def attention(rows: int, dim: int, dtype: torch.dtype, keys: int = 37) -> tuple[Any, ...]:
+def attention(rows: int, dim: int, dtype: torch.dtype, keys: int = 37, hiding: bool = False) -> tuple[Any, ...]:
     query, key, value = (
         numbers(2, heads, length, dim, dtype=dtype) for heads, length in ((2, rows), (1, keys), (1, keys))
     )
-    options = {"scale": 0.3, "is_causal": False, "activation": "softmax", "want_lse": True, "want_weights": False}
-    return emulated().attention, query, key, value, None, torch.tensor([keys, 20]), options
+    mask = None
+    if hiding:  # every third key, which is NaN, and is not to show
+        mask = numbers(2, 1, rows, keys, dtype=dtype)
+        mask[..., ::3] = -torch.inf
+        key[:, :, ::3] = value[:, :, ::3] = torch.nan
+    options = {"scale": 0.3, "is_causal": False, "activation": "softmax", "want_lse": True, "want_weights": hiding}
+    return emulated().attention, query, key, value, mask, torch.tensor([keys, 20]), options
 
 
-def attention_backward(rows: int, dim: int, dtype: torch.dtype, keys: int = 37) -> tuple[Any, ...]:
-    forward, *inputs, options = attention(rows, dim, dtype, keys)
-    out, lse, _, stats = forward(*inputs, **options)
-    options = {"scale": 0.3, "is_causal": False, "activation": "softmax", "needs": [True, True, True, False]}
-    grads = numbers(*out.shape, dtype=dtype), numbers(*lse.shape, dtype=lse.dtype), None
+def attention_backward(
+    rows: int, dim: int, dtype: torch.dtype, keys: int = 37, hiding: bool = False
+) -> tuple[Any, ...]:
+    forward, *inputs, options = attention(rows, dim, dtype, keys, hiding)
+    out, lse, weights, stats = forward(*inputs, **options)
+    options = {"scale": 0.3, "is_causal": False, "activation": "softmax", "needs": [True, True, True, hiding]}
+    grad_weights = numbers(*weights.shape, dtype=dtype) if hiding else None
+    grads = numbers(*out.shape, dtype=dtype), numbers(*lse.shape, dtype=lse.dtype), grad_weights
     return emulated().attention_backward, *grads, *inputs, stats, options
 
 
@@ -259,7 +263,7 @@ for _dtype in FLOATS:
                 partial(train_steps, _estimator, _rule, _factored, _symmetric, _dtype)
             )
 
-# On the matrix units: eight heads at a time
+# On the matrix units: prompts with eight heads at a time
 
 for _name, _make in {
     "prompt_attention": partial(prompt_attention, 9, torch.float32),
@@ -269,3 +273,26 @@ for _name, _make in {
     "conditional step": partial(flow_step, "conditional", 9, torch.float32),
 }.items():
     CALLS[f"{_name} tf32"] = Call(_make, TF32, tf32=True)
+
+# On the matrix units: attention of several rows, columns of eight or sixteen a thread
+
+for _rows, _dim in ((3, 20), (3, 67), (18, 20), (18, 67)):
+    _name = f"{_rows} rows of {_dim} tf32"
+    if _rows < 18:
+        CALLS[f"attention {_name}"] = Call(partial(attention, _rows, _dim, torch.float32), TF32, tf32=True)
+    CALLS[f"attention backward {_name}"] = Call(
+        partial(attention_backward, _rows, _dim, torch.float32), TF32, tf32=True
+    )
+
+# Several tiles of keys, with a mask, and with NaN that it hides
+
+for _tf32 in (False, True):
+    _name = f"hiding {'tf32' if _tf32 else 'float32'}"
+    for _rows, _what, _make in (
+        (3, "attention", attention),
+        (3, "attention backward", attention_backward),
+        (18, "attention backward", attention_backward),
+    ):
+        CALLS[f"{_what} {_rows} rows {_name}"] = Call(
+            partial(_make, _rows, 5, torch.float32, 70, True), TF32 if _tf32 else ROUNDING, tf32=_tf32
+        )

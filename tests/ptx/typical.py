@@ -44,10 +44,12 @@ def typical() -> list[Call]:
             partial(calls.prompt_attention_backward, HEADS, dtype, LENGTH, DIM_X + 1),
             *(partial(flow_step, estimator, dtype) for estimator in ("sampled", "conditional")),
         ]
-        made += [Call(make, tf32=tf32) for make in of_heads]
+        of_tokens = [
+            partial(calls.attention, TOKENS, HEAD_DIM, dtype, TOKENS),
+            partial(calls.attention_backward, TOKENS, HEAD_DIM, dtype, TOKENS),
+        ]
+        made += [Call(make, tf32=tf32) for make in of_heads + of_tokens]
         made.append(Call(partial(calls.sampled, 2, LENGTH, DIM_X, 1, dtype, False)))
-        made.append(Call(partial(calls.attention, TOKENS, HEAD_DIM, dtype, TOKENS)))
-        made.append(Call(partial(calls.attention_backward, TOKENS, HEAD_DIM, dtype, TOKENS)))
     return made
 
 

@@ -13,7 +13,7 @@ at::Tensor sum_to(const at::Tensor& x, at::IntArrayRef sizes) { return at::sum_t
 
 template <class T>
 void run_forward(const AttentionInputs& in, const AttentionOutputs& out, cudaStream_t stream) {
-  C10_CUDA_CHECK(attention_forward(forward_params<T>(in, out, {}), device_limits(), stream));
+  C10_CUDA_CHECK(attention_forward(forward_params<T>(in, out, {}), tf32_allowed(), device_limits(), stream));
 }
 
 template <class T>
@@ -25,7 +25,7 @@ void run_backward(const AttentionInputs& in, const AttentionCotangents& grad, co
     means = in.by_row(in.compute_type());
     params.means = means.mutable_data_ptr<T>();
   }
-  C10_CUDA_CHECK(attention_backward(params, device_limits(), stream));
+  C10_CUDA_CHECK(attention_backward(params, tf32_allowed(), device_limits(), stream));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention(

@@ -45,15 +45,15 @@ struct BackwardMemory {
 
 // products = own · othersᵀ, over runs of columns that are brought one after another. own_row and others_row tell where
 // rows begin. What a block keeps is not brought again unless there are several runs.
-template <class T, int MINE, class OwnRow, class OthersRow>
+template <class Tile, class T, class OwnRow, class OthersRow>
 __device__ __forceinline__ void multiply(Storage storage, const Source& own, const OwnRow& own_row, int own_count,
                                          bool own_is_there, T* own_memory, const Source& others,
                                          const OthersRow& others_row, int others_count, T* others_memory,
-                                         T (&products)[MINE][kOthersMine]) {
+                                         Pairs<Tile>& products) {
 #pragma unroll
-  for (int i = 0; i < MINE; ++i) {
+  for (int i = 0; i < Tile::mine; ++i) {
 #pragma unroll
-    for (int j = 0; j < kOthersMine; ++j) products[i][j] = T(0);
+    for (int j = 0; j < Tile::others_mine; ++j) products[i][j] = T(0);
   }
 #pragma unroll 1
   for (int64_t column = 0; column == 0 || column < own.columns; column += kRun<T>) {
@@ -63,8 +63,8 @@ __device__ __forceinline__ void multiply(Storage storage, const Source& own, con
     commit_copies();
     wait_for_copies<0>();
     __syncthreads();
-    add_products(own_memory, own.stride, own_count, others_memory, others.stride, others_count,
-                 int(least(kRun<T>, own.columns - column)), products);
+    add_products<Tile>(own_memory, own.stride, own_count, others_memory, others.stride, others_count,
+                       int(least(kRun<T>, own.columns - column)), products);
   }
 }
 
@@ -88,12 +88,12 @@ __device__ __forceinline__ int run_columns(const Source& source, int64_t first_c
 }
 
 // g += ∂w that is given from outside, where a pair sees each other.
-template <bool OWN_KEYS, class T, int MINE>
+template <class Tile, bool OWN_KEYS, class T>
 __device__ __forceinline__ void add_grad_weights(const BackwardCall<T>& call, const Problem& problem, const Row* rows,
-                                                 int64_t first_key, int keys, T* table, T (&g)[MINE][kOthersMine]) {
+                                                 int64_t first_key, int keys, T* table, Pairs<Tile>& g) {
   const Operand<const void*>& from = call.params.grad_weights;
   if (from.data == nullptr) return;
-  for_pairs<T, MINE>([&](int own, int other, int at) {
+  for_pairs<Tile>([&](int own, int other, int at) {
     const Row& row = rows[OWN_KEYS ? other : own];
     const int key = OWN_KEYS ? own : other;
     table[at] = T(0);
@@ -103,23 +103,24 @@ __device__ __forceinline__ void add_grad_weights(const BackwardCall<T>& call, co
     }
   });
 #pragma unroll
-  for (int i = 0; i < MINE; ++i) {
+  for (int i = 0; i < Tile::mine; ++i) {
 #pragma unroll
-    for (int j = 0; j < kOthersMine; ++j) g[i][j] += table[table_at<T, MINE>(i, j)];
+    for (int j = 0; j < Tile::others_mine; ++j) g[i][j] += table[table_at<Tile>(i, j)];
   }
 }
 
 // ∂w becomes ∂s: softmax w (∂w − mean), linear ∂w, relu ∂w where w > 0; −0 where hidden and nowhere else.
-template <class T, int MINE, class Mean>
+template <class Tile, class Mean>
 __device__ __forceinline__ void make_logit_gradients(Activation activation, Seen seen, const Mean& mean,
-                                                     const T (&w)[MINE][kOthersMine], T (&g)[MINE][kOthersMine]) {
+                                                     const Pairs<Tile>& w, Pairs<Tile>& g) {
+  using T = typename Tile::T;
 #pragma unroll
-  for (int i = 0; i < MINE; ++i) {
+  for (int i = 0; i < Tile::mine; ++i) {
 #pragma unroll
-    for (int j = 0; j < kOthersMine; ++j) {
+    for (int j = 0; j < Tile::others_mine; ++j) {
       if (activation == Activation::softmax) g[i][j] = w[i][j] * (g[i][j] - mean(i, j));
       if (activation == Activation::relu && w[i][j] <= T(0)) g[i][j] = T(0);
-      g[i][j] = sees(seen, i, j) ? g[i][j] + T(0) : -T(0);
+      g[i][j] = sees<Tile>(seen, i, j) ? g[i][j] + T(0) : -T(0);
     }
   }
 }

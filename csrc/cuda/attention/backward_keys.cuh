@@ -76,36 +76,36 @@ class BackwardKeys {
     const auto query_at = [&](int r) { return query_row(r); };
     const auto grad_out_at = [&](int r) { return grad_out_row(r); };
     const bool may_hide = p_.mask_kind != MaskKind::none || first_ + valid_ > block.seen_by_all;
-    T w[Tile::mine][kOthersMine], g[Tile::mine][kOthersMine];
-    multiply(p_.storage, call_.key, [&](int l) { return key_row(l); }, valid_, own_is_there, memory_.own, call_.query,
-             query_at, block.count, memory_.others, w);
-    const Seen seen = make_logits<true>(p_, memory_.rows, first_, valid_, memory_.table, w);
+    Pairs<Tile> w, g;
+    multiply<Tile>(p_.storage, call_.key, [&](int l) { return key_row(l); }, valid_, own_is_there, memory_.own,
+                   call_.query, query_at, block.count, memory_.others, w);
+    const Seen seen = make_logits<Tile, true>(p_, memory_.rows, first_, valid_, memory_.table, w);
     const auto probability = [&](int, int j, T s) {
-      const int r = across() + kAcross * j;
+      const int r = Tile::other(j);
       return std::exp(s - memory_.shifts[r]) * memory_.inverses[r];
     };
-    make_weights(p_.activation, seen, probability, w);
+    make_weights<Tile>(p_.activation, seen, probability, w);
     if (wants_keys()) {
-      multiply(p_.storage, call_.value, [&](int l) { return value_row(l); }, valid_, own_is_there, memory_.own_too,
-               call_.grad_out, grad_out_at, block.count, memory_.others_too, g);
-      add_grad_weights<true>(call_, problem_, memory_.rows, first_, valid_, memory_.table, g);
+      multiply<Tile>(p_.storage, call_.value, [&](int l) { return value_row(l); }, valid_, own_is_there,
+                     memory_.own_too, call_.grad_out, grad_out_at, block.count, memory_.others_too, g);
+      add_grad_weights<Tile, true>(call_, problem_, memory_.rows, first_, valid_, memory_.table, g);
     }
     if (wants_values()) {
-      write_table(memory_.table, w);
+      write_table<Tile>(memory_.table, w);
       bring_grad_out(block);
       __syncwarp();
-      add_weighted(may_hide, memory_.table, memory_.others_too, call_.grad_out.stride, block.count,
-                   run_columns<T>(call_.grad_out, first_column_), value_sums_);
+      add_weighted<Tile>(may_hide, memory_.table, memory_.others_too, call_.grad_out.stride, block.count,
+                         run_columns<T>(call_.grad_out, first_column_), value_sums_);
       __syncwarp();
     }
     if (wants_keys()) {
-      const auto mean = [&](int, int j) { return memory_.means[across() + kAcross * j]; };
-      make_logit_gradients(p_.activation, seen, mean, w, g);
-      write_table(memory_.table, g);
+      const auto mean = [&](int, int j) { return memory_.means[Tile::other(j)]; };
+      make_logit_gradients<Tile>(p_.activation, seen, mean, w, g);
+      write_table<Tile>(memory_.table, g);
       bring_back<true>(p_.storage, call_.query, first_column_, block.count, query_at, memory_.others);
       __syncwarp();
-      add_weighted(may_hide, memory_.table, memory_.others, call_.query.stride, block.count,
-                   run_columns<T>(call_.query, first_column_), key_sums_);
+      add_weighted<Tile>(may_hide, memory_.table, memory_.others, call_.query.stride, block.count,
+                         run_columns<T>(call_.query, first_column_), key_sums_);
       __syncwarp();
     }
   }
@@ -124,19 +124,19 @@ class BackwardKeys {
   __device__ __forceinline__ void finish() {
 #pragma unroll
     for (int i = 0; i < Tile::mine; ++i) {
-      const int l = Tile::mine * down() + i;
+      const int l = Tile::own_row(i);
       if (l >= count_) continue;
       if (l >= valid_) {  // seen by nobody: zero weights alone do not silence NaN and infinity
 #pragma unroll
         for (int n = 0; n < Tile::columns; ++n) key_sums_[i][n] = value_sums_[i][n] = T(0);
       }
       if (wants_keys()) {
-        write_columns(o_.grad_key, problem_.key_offset(o_.grad_key) + (first_ + l) * o_.grad_key.row, first_column_,
-                      p_.dim, p_.scale, key_sums_[i], call_.wide_key, p_.storage);
+        write_columns<Tile>(o_.grad_key, problem_.key_offset(o_.grad_key) + (first_ + l) * o_.grad_key.row,
+                            first_column_, p_.dim, p_.scale, key_sums_[i], call_.wide_key, p_.storage);
       }
       if (wants_values()) {
-        write_columns(o_.grad_value, problem_.key_offset(o_.grad_value) + (first_ + l) * o_.grad_value.row,
-                      first_column_, p_.value_dim, T(1), value_sums_[i], call_.wide_value, p_.storage);
+        write_columns<Tile>(o_.grad_value, problem_.key_offset(o_.grad_value) + (first_ + l) * o_.grad_value.row,
+                            first_column_, p_.value_dim, T(1), value_sums_[i], call_.wide_value, p_.storage);
       }
     }
   }
@@ -149,7 +149,7 @@ class BackwardKeys {
   const int64_t first_;
   const int count_, valid_;  // of the keys that are its own, and of those that anybody may see
   const int64_t first_column_;
-  T key_sums_[Tile::mine][Tile::columns], value_sums_[Tile::mine][Tile::columns];
+  Sums<Tile> key_sums_, value_sums_;
 };
 
 template <class Tile>

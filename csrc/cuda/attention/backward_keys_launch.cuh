@@ -13,7 +13,7 @@ cudaError_t attention_backward_keys(BackwardCall<T>& call, const DeviceLimits& l
   const int64_t of_keys = call.params.grad_key.data == nullptr ? 0 : p.dim;
   const int64_t of_values = call.params.grad_value.data == nullptr ? 0 : p.value_dim;
   const int64_t columns = std::max(of_keys, of_values);
-  return with_columns<T, 4>(columns, [&](auto tile) {
+  return with_many<T>(call.tf32, columns, [&](auto tile) {
     using Tile = decltype(tile);
     return launch_blocks<Tile, BackwardMemory<Tile, true>>(attention_backward_keys_kernel<Tile>, call, p.keys, columns,
                                                            limits, stream);

@@ -51,7 +51,7 @@ class BackwardRows {
   }
 
   __device__ __forceinline__ int64_t row_index(int i) const {
-    const int r = Tile::mine * down() + i;
+    const int r = Tile::own_row(i);
     return problem_.first_row(p_) + block_.first + (r < block_.count ? r : block_.count - 1);
   }
 
@@ -76,7 +76,7 @@ class BackwardRows {
 #pragma unroll 1
     for (int64_t first = 0; first < block_.seen_by_any; first += kOthers) {
       const int count = int(least(kOthers, block_.seen_by_any - first));
-      T w[Tile::mine][kOthersMine], g[Tile::mine][kOthersMine];
+      Pairs<Tile> w, g;
       const Seen seen = weigh(first, count, w);
       if (wants_logits()) {
         differentiate_weights(first, count, g);
@@ -94,29 +94,27 @@ class BackwardRows {
     return problem_.key_offset(p_.value) + l * p_.value.row;
   }
 
-  __device__ __forceinline__ Seen weigh(int64_t first, int count, T (&w)[Tile::mine][kOthersMine]) const {
-    multiply(p_.storage, call_.query, [&](int r) { return query_row(r); }, block_.count, first > 0, memory_.own,
-             call_.key, [&](int l) { return key_row(first + l); }, count, memory_.others, w);
-    const Seen seen = make_logits<false>(p_, memory_.rows, first, count, memory_.table, w);
+  __device__ __forceinline__ Seen weigh(int64_t first, int count, Pairs<Tile>& w) const {
+    multiply<Tile>(p_.storage, call_.query, [&](int r) { return query_row(r); }, block_.count, first > 0, memory_.own,
+                   call_.key, [&](int l) { return key_row(first + l); }, count, memory_.others, w);
+    const Seen seen = make_logits<Tile, false>(p_, memory_.rows, first, count, memory_.table, w);
     const auto probability = [&](int i, int, T s) { return std::exp(s - shifts_[i]) * inverses_[i]; };
-    make_weights(p_.activation, seen, probability, w);
+    make_weights<Tile>(p_.activation, seen, probability, w);
     return seen;
   }
 
-  __device__ __forceinline__ void differentiate_weights(int64_t first, int count,
-                                                        T (&g)[Tile::mine][kOthersMine]) const {
-    multiply(p_.storage, call_.grad_out, [&](int r) { return grad_out_row(r); }, block_.count, first > 0,
+  __device__ __forceinline__ void differentiate_weights(int64_t first, int count, Pairs<Tile>& g) const {
+    multiply<Tile>(p_.storage, call_.grad_out, [&](int r) { return grad_out_row(r); }, block_.count, first > 0,
              memory_.own_too, call_.value, [&](int l) { return value_row(first + l); }, count, memory_.others_too, g);
-    add_grad_weights<false>(call_, problem_, memory_.rows, first, count, memory_.table, g);
+    add_grad_weights<Tile, false>(call_, problem_, memory_.rows, first, count, memory_.table, g);
   }
 
-  __device__ __forceinline__ void add_to_means(Seen seen, const T (&w)[Tile::mine][kOthersMine],
-                                               const T (&g)[Tile::mine][kOthersMine]) {
+  __device__ __forceinline__ void add_to_means(Seen seen, const Pairs<Tile>& w, const Pairs<Tile>& g) {
 #pragma unroll
     for (int i = 0; i < Tile::mine; ++i) {
 #pragma unroll
-      for (int j = 0; j < kOthersMine; ++j) {
-        if (sees(seen, i, j)) means_[i] = std::fma(w[i][j], g[i][j], means_[i]);
+      for (int j = 0; j < Tile::others_mine; ++j) {
+        if (sees<Tile>(seen, i, j)) means_[i] = std::fma(w[i][j], g[i][j], means_[i]);
       }
     }
   }
@@ -125,34 +123,33 @@ class BackwardRows {
   __device__ __forceinline__ void finish_means() {
 #pragma unroll
     for (int i = 0; i < Tile::mine; ++i) {
-      means_[i] = sum_of_lanes<kAcross>(means_[i]);
+      means_[i] = Tile::sum_across(means_[i]);
       if (o_.grad_lse != nullptr) means_[i] -= o_.grad_lse[row_index(i)];
     }
   }
 
-  __device__ __forceinline__ void add_gradients(int64_t first, int count, Seen seen,
-                                                const T (&w)[Tile::mine][kOthersMine],
-                                                T (&g)[Tile::mine][kOthersMine]) {
+  __device__ __forceinline__ void add_gradients(int64_t first, int count, Seen seen, const Pairs<Tile>& w,
+                                                Pairs<Tile>& g) {
     if (wants_values()) {
       if (!wants_logits()) bring_grad_out(first);
       bring_back<false>(p_.storage, call_.grad_out, first_column_, block_.count, [&](int r) { return grad_out_row(r); },
                  memory_.own_too);
-      write_table(memory_.table, w);
+      write_table<Tile>(memory_.table, w);
       __syncthreads();
       write_sums_over_rows(first, count, call_.grad_out, memory_.own_too, T(1), o_.grad_value, call_.wide_value);
       __syncthreads();
     }
     if (!wants_logits()) return;
-    make_logit_gradients(p_.activation, seen, [&](int i, int) { return means_[i]; }, w, g);
-    write_table(memory_.table, g);
+    make_logit_gradients<Tile>(p_.activation, seen, [&](int i, int) { return means_[i]; }, w, g);
+    write_table<Tile>(memory_.table, g);
     if (o_.grad_logits != nullptr && blockIdx.y == 0) write_grad_logits(first, count);
     if (wants_queries()) {
       const auto key_at = [&](int l) { return key_row(first + l); };
       bring_back<true>(p_.storage, call_.key, first_column_, count, key_at, memory_.others);
       __syncwarp();
       const bool may_hide = p_.mask_kind != MaskKind::none || first + count > block_.seen_by_all;
-      add_weighted(may_hide, memory_.table, memory_.others, call_.key.stride, count,
-                   run_columns<T>(call_.key, first_column_), sums_);
+      add_weighted<Tile>(may_hide, memory_.table, memory_.others, call_.key.stride, count,
+                         run_columns<T>(call_.key, first_column_), sums_);
     }
     if (wants_keys()) {
       const auto query_at = [&](int r) { return query_row(r); };
@@ -173,36 +170,26 @@ class BackwardRows {
   }
 
   __device__ __forceinline__ void write_grad_logits(int64_t first, int count) const {
-    for_pairs<T, Tile::mine>([&](int r, int l, int at) {
+    for_pairs<Tile>([&](int r, int l, int at) {
       if (r >= block_.count || l >= count) return;
       o_.grad_logits[(problem_.first_row(p_) + block_.first + r) * p_.keys + first + l] = memory_.table[at] + T(0);
     });
   }
 
-  // tableᵀ · rows for the keys of the tile, by four keys a thread.
+  // tableᵀ · rows for the keys of the tile.
   __device__ __forceinline__ void write_sums_over_rows(int64_t first, int count, const Source& source, const T* rows,
                                                        T factor, const Operand<void*>& to, bool wide) const {
     const int columns = run_columns<T>(source, first_column_);
 #pragma unroll 1
-    for (int l = 4 * down(); l < count; l += 4 * int(blockDim.x / kAcross)) {
-      T sums[4][Tile::columns] = {};
-#pragma unroll 1
-      for (int r = 0; r < block_.count; ++r) {
-        const Four<T> weights = load_four(memory_.table + r * kTableStride<T> + l);
-        T x[Tile::columns];
-        read_columns(rows + r * source.stride, columns, x);
+    for (int l = Tile::first_turned(); l < count; l += Tile::turned_here()) {
+      T sums[Tile::turned_mine][Tile::columns] = {};
+      add_weighted_turned<Tile>(memory_.table + l, rows, source.stride, block_.count, columns, sums);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (is_hidden(weights.x[k])) continue;
-#pragma unroll
-          for (int n = 0; n < Tile::columns; ++n) sums[k][n] = std::fma(weights.x[k], x[n], sums[k][n]);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (l + k >= count) continue;
-        const int64_t row = problem_.key_offset(to) + (first + l + k) * to.row;
-        write_columns(to, row, first_column_, source.columns, factor, sums[k], wide, p_.storage);
+      for (int k = 0; k < Tile::turned_mine; ++k) {
+        const int key = l + Tile::turned(k);
+        if (key >= count) continue;
+        const int64_t row = problem_.key_offset(to) + (first + key) * to.row;
+        write_columns<Tile>(to, row, first_column_, source.columns, factor, sums[k], wide, p_.storage);
       }
     }
   }
@@ -210,12 +197,12 @@ class BackwardRows {
   __device__ __forceinline__ void finish() const {
 #pragma unroll
     for (int i = 0; i < Tile::mine; ++i) {
-      const int r = Tile::mine * down() + i;
+      const int r = Tile::own_row(i);
       if (r >= block_.count) continue;
-      if (o_.means != nullptr && blockIdx.y == 0 && across() == 0) o_.means[row_index(i)] = means_[i];
+      if (o_.means != nullptr && blockIdx.y == 0 && Tile::across() == 0) o_.means[row_index(i)] = means_[i];
       if (wants_queries()) {
-        write_columns(o_.grad_query, memory_.rows[r].offset(problem_, o_.grad_query), first_column_, p_.dim, p_.scale,
-                      sums_[i], call_.wide_query, p_.storage);
+        write_columns<Tile>(o_.grad_query, memory_.rows[r].offset(problem_, o_.grad_query), first_column_, p_.dim,
+                            p_.scale, sums_[i], call_.wide_query, p_.storage);
       }
     }
     if (wants_keys()) write_zeros(o_.grad_key, p_.dim, call_.wide_key);
@@ -226,8 +213,9 @@ class BackwardRows {
   __device__ __forceinline__ void write_zeros(const Operand<void*>& to, int64_t columns, bool wide) const {
     const T zeros[Tile::columns] = {};
 #pragma unroll 1
-    for (int64_t l = block_.seen_by_any + down(); l < p_.keys; l += blockDim.x / kAcross) {
-      write_columns(to, problem_.key_offset(to) + l * to.row, first_column_, columns, T(1), zeros, wide, p_.storage);
+    for (int64_t l = block_.seen_by_any + Tile::down(); l < p_.keys; l += blockDim.x / Tile::kAcross) {
+      write_columns<Tile>(to, problem_.key_offset(to) + l * to.row, first_column_, columns, T(1), zeros, wide,
+                          p_.storage);
     }
   }
 
@@ -240,7 +228,7 @@ class BackwardRows {
   const int64_t first_column_;
   bool sums_means_apart_ = false;
   T shifts_[Tile::mine], inverses_[Tile::mine], means_[Tile::mine];
-  T sums_[Tile::mine][Tile::columns];
+  Sums<Tile> sums_;
 };
 
 template <class Tile>

@@ -15,7 +15,7 @@ cudaError_t with_rows_of(const BackwardCall<T>& call, const Run& run) {
   if (call.params.grad_query.data != nullptr || call.params.grad_key.data != nullptr) columns = p.dim;
   if (call.params.grad_value.data != nullptr) columns = std::max(columns, p.value_dim);
   const int64_t rows = p.group * p.rows;
-  return with_rows<T>(rows, columns, [&](auto tile) { return run(tile, rows, columns); });
+  return with_rows<T>(call.tf32, rows, columns, [&](auto tile) { return run(tile, rows, columns); });
 }
 
 template <class T>

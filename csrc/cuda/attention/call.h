@@ -79,6 +79,7 @@ struct BackwardCall {
   AttentionBackwardParams<T> params;
   Source query, key, value, grad_out;
   bool wide_query, wide_key, wide_value;  // of the gradients, as above
+  bool tf32;  // of float: products on the matrix units
   Grid<T> grid;
 };
 

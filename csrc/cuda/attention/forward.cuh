@@ -95,31 +95,31 @@ class Forward {
       const int count = keys_from(first);
       if (!for_weights) bring_values(first);
       commit_copies();
-      T s[Tile::mine][kOthersMine] = {};
+      Pairs<Tile> s = {};
 #pragma unroll 1
       for (int64_t column = 0; column == 0 || column < p_.dim; column += kRun<T>) {
         if (column == 0) wait_for_copies<1>();
         else wait_for_copies<0>();
         __syncthreads();
-        add_products(memory_.query, call_.query.stride, block_.count, memory_.key, call_.key.stride, count,
-                     int(least(kRun<T>, p_.dim - column)), s);
+        add_products<Tile>(memory_.query, call_.query.stride, block_.count, memory_.key, call_.key.stride, count,
+                           int(least(kRun<T>, p_.dim - column)), s);
         __syncthreads();
         const bool more = column + kRun<T> < p_.dim;
         bring_keys(more ? first : first + kOthers, more ? column + kRun<T> : 0);
       }
-      const Seen seen = make_logits<false>(p_, memory_.rows, first, count, memory_.table, s);
+      const Seen seen = make_logits<Tile, false>(p_, memory_.rows, first, count, memory_.table, s);
       if (for_weights) write_weights(first, count, seen, s);
       else add_values(first, count, seen, s);
     }
   }
 
-  __device__ __forceinline__ void add_values(int64_t first, int count, Seen seen, T (&s)[Tile::mine][kOthersMine]) {
+  __device__ __forceinline__ void add_values(int64_t first, int count, Seen seen, Pairs<Tile>& s) {
     weigh(seen, s);
-    write_table(memory_.table, s);
+    write_table<Tile>(memory_.table, s);
     wait_for_copies<1>();
     __syncthreads();
     const bool may_hide = p_.mask_kind != MaskKind::none || first + count > block_.seen_by_all;
-    add_weighted(may_hide, memory_.table, memory_.value, call_.value.stride, count, columns(), sums_);
+    add_weighted<Tile>(may_hide, memory_.table, memory_.value, call_.value.stride, count, columns(), sums_);
     __syncthreads();
   }
 
@@ -129,7 +129,7 @@ class Forward {
   }
 
   // Logits become what values are weighted with: for the softmax e^(s − maximum so far).
-  __device__ __forceinline__ void weigh(Seen seen, T (&s)[Tile::mine][kOthersMine]) {
+  __device__ __forceinline__ void weigh(Seen seen, Pairs<Tile>& s) {
     T shifts[Tile::mine];
     if (softmax()) {
 #pragma unroll
@@ -140,17 +140,17 @@ class Forward {
       totals_[i] += e;
       return e;
     };
-    make_weights(p_.activation, seen, exponential, s);
+    make_weights<Tile>(p_.activation, seen, exponential, s);
   }
 
   // Takes a tile's logits into a row's maximum and brings its sums to that; returns what logits are shifted by.
-  __device__ __forceinline__ T raise_maximum(int i, Seen seen, const T (&s)[kOthersMine]) {
+  __device__ __forceinline__ T raise_maximum(int i, Seen seen, const T (&s)[Tile::others_mine]) {
     T top = -T(INFINITY);
 #pragma unroll
-    for (int j = 0; j < kOthersMine; ++j) {
-      if (sees(seen, i, j)) top = std::fmax(top, s[j]);
+    for (int j = 0; j < Tile::others_mine; ++j) {
+      if (sees<Tile>(seen, i, j)) top = std::fmax(top, s[j]);
     }
-    top = std::fmax(maxima_[i], largest_of_lanes<kAcross>(top));
+    top = std::fmax(maxima_[i], Tile::largest_across(top));
     const T shift = top == -T(INFINITY) ? T(0) : top, factor = std::exp(maxima_[i] - shift);
     maxima_[i] = top;
     totals_[i] *= factor;
@@ -163,16 +163,16 @@ class Forward {
     const int64_t first_row = problem_.first_row(p_) + block_.first;
 #pragma unroll
     for (int i = 0; i < Tile::mine; ++i) {
-      const int r = Tile::mine * down() + i;
+      const int r = Tile::own_row(i);
       T inverse = 1;
       if (softmax()) {
-        totals_[i] = sum_of_lanes<kAcross>(totals_[i]);
+        totals_[i] = Tile::sum_across(totals_[i]);
         inverse = totals_[i] == T(0) ? T(0) : T(1) / totals_[i];
       }
       if (r < block_.count) {
-        if (softmax() && across() == 0 && blockIdx.y == 0) write_stats(first_row + r, maxima_[i], totals_[i]);
-        write_columns(call_.params.out, memory_.rows[r].offset(problem_, call_.params.out), first_column_, p_.value_dim,
-                      inverse, sums_[i], call_.wide_out, p_.storage);
+        if (softmax() && Tile::across() == 0 && blockIdx.y == 0) write_stats(first_row + r, maxima_[i], totals_[i]);
+        write_columns<Tile>(call_.params.out, memory_.rows[r].offset(problem_, call_.params.out), first_column_,
+                            p_.value_dim, inverse, sums_[i], call_.wide_out, p_.storage);
       }
       if (maxima_[i] == -T(INFINITY)) maxima_[i] = T(0);  // the weights' shift and factor from here on
       totals_[i] = inverse;
@@ -191,20 +191,19 @@ class Forward {
     return (problem_.first_row(p_) + block_.first + r) * p_.keys;
   }
 
-  __device__ __forceinline__ void write_weights(int64_t first, int count, Seen seen,
-                                                T (&s)[Tile::mine][kOthersMine]) const {
+  __device__ __forceinline__ void write_weights(int64_t first, int count, Seen seen, Pairs<Tile>& s) const {
     const auto probability = [&](int i, int, T x) { return std::exp(x - maxima_[i]) * totals_[i]; };
-    make_weights(p_.activation, seen, probability, s);
-    write_table(memory_.table, s);
-    for_pairs<T, Tile::mine>([&](int r, int l, int at) {
+    make_weights<Tile>(p_.activation, seen, probability, s);
+    write_table<Tile>(memory_.table, s);
+    for_pairs<Tile>([&](int r, int l, int at) {
       const T w = memory_.table[at] + T(0);
       if (r < block_.count && l < count) write(call_.params.weights, weights_row(r) + first + l, w, p_.storage);
     });
   }
 
   __device__ __forceinline__ void write_unseen_weights() const {
-    for (int r = down(); r < block_.count; r += int(blockDim.x) / kAcross) {
-      for (int64_t l = block_.seen_by_any + across(); l < p_.keys; l += kAcross) {
+    for (int r = int(threadIdx.x) / kWarp; r < block_.count; r += int(blockDim.x) / kWarp) {
+      for (int64_t l = block_.seen_by_any + int(threadIdx.x) % kWarp; l < p_.keys; l += kWarp) {
         write(call_.params.weights, weights_row(r) + l, T(0), p_.storage);
       }
     }
@@ -217,7 +216,7 @@ class Forward {
   const RowBlock block_;
   const int64_t first_column_;
   T maxima_[Tile::mine], totals_[Tile::mine];
-  T sums_[Tile::mine][Tile::columns];
+  Sums<Tile> sums_;
 };
 
 template <class Tile>

@@ -8,7 +8,7 @@
 namespace mhicl::cuda {
 
 template <class T>
-cudaError_t attention_forward(const AttentionForwardParams<T>& params, const DeviceLimits& limits,
+cudaError_t attention_forward(const AttentionForwardParams<T>& params, bool tf32, const DeviceLimits& limits,
                               cudaStream_t stream) {
   const AttentionParams<T>& p = params.attention;
   ForwardCall<T> call = {.params = params,
@@ -18,7 +18,7 @@ cudaError_t attention_forward(const AttentionForwardParams<T>& params, const Dev
                          .wide_out = four_at_once(params.out, p.value_dim),
                          .grid = {}};
   const int64_t rows = p.group * p.rows;
-  return with_rows<T>(rows, p.value_dim, [&](auto tile) {
+  return with_rows<T>(tf32, rows, p.value_dim, [&](auto tile) {
     using Tile = decltype(tile);
     return launch_blocks<Tile, ForwardMemory<Tile>>(attention_forward_kernel<Tile>, call, rows, p.value_dim, limits,
                                                     stream);

@@ -10,17 +10,26 @@ namespace mhicl::cuda {
 // Calls run(Tile) with the tile for sums over so many columns: the fewer, the fewer a thread has.
 template <class T, int MINE, class Run>
 cudaError_t with_columns(int64_t columns, const Run& run) {
-  if (columns <= kAcross) return run(Tile<T, MINE, 1>());
+  if (columns <= Tile<T, MINE, 1>::run) return run(Tile<T, MINE, 1>());
   if constexpr (sizeof(T) == 4) {
-    if (columns > 4 * kAcross) return run(Tile<T, MINE, 8>());
+    if (columns > Tile<T, MINE, 4>::run) return run(Tile<T, MINE, 8>());
   }
   return run(Tile<T, MINE, 4>());
 }
 
+// With several own rows.
+template <class T, class Run>
+cudaError_t with_many(bool tf32, int64_t columns, const Run& run) {
+  if constexpr (sizeof(T) == 4) {
+    if (tf32) return columns <= MatrixTile<2, 8>::run ? run(MatrixTile<2, 8>()) : run(MatrixTile<2, 16>());
+  }
+  return with_columns<T, 4>(columns, run);
+}
+
 // With rows of a problem as a block's own.
 template <class T, class Run>
-cudaError_t with_rows(int64_t rows, int64_t columns, const Run& run) {
-  return rows <= 2 ? with_columns<T, 1>(columns, run) : with_columns<T, 4>(columns, run);
+cudaError_t with_rows(bool tf32, int64_t rows, int64_t columns, const Run& run) {
+  return rows <= 2 ? with_columns<T, 1>(columns, run) : with_many<T>(tf32, columns, run);
 }
 
 // As many threads as own rows keep busy and shared memory allows: whole warps, a power of two.

@@ -1,9 +1,11 @@
 // A block's tile: some rows of its own by 64 others, with what all kernels of attention do on it.
 //
-// A thread has the own rows MINE · down + i, i < MINE, of which COLUMNS columns each of what is summed for them, and the
-// others across + 16 j, j < 4. So the 16 threads across, neighbouring lanes, share rows, and a warp's rows are no other warp's: what they
-// write to a table (own × others) they read back without waiting for the block. How many threads there are down is the
-// launch's to say, so that few rows have small blocks.
+// A thread has some of the own rows, with some columns each of what is summed for them, and some of the others. The
+// layout says which: own_row(i), i < mine; other(j), j < others_mine; four columns from 4 across() on, and again after
+// each 4 kAcross. The kAcross threads that share own rows are of one warp and differ in across(); those that share others
+// and columns differ in down(). A warp's own rows are no other warp's: what it writes to a table (own × others) it reads
+// back without waiting for the block. How many threads a block has is the launch's to say, so that few rows have small
+// blocks.
 #pragma once
 
 #include "../lanes.cuh"
@@ -11,12 +13,15 @@
 
 namespace mhicl::cuda {
 
-inline constexpr int kAcross = 16, kOthers = 64, kOthersMine = kOthers / kAcross, kMostThreads = 128;
+inline constexpr int kOthers = 64, kMostThreads = 128;
 
+// Own rows mine · down + i, others across + 16 j; neighbouring lanes share rows. For ordinary arithmetic.
 template <class Number, int OWN_MINE, int COLUMNS>
 struct Tile {
   using T = Number;
-  static constexpr int mine = OWN_MINE, columns = COLUMNS;
+  static constexpr bool tf32 = false;
+  static constexpr int kAcross = 16;
+  static constexpr int mine = OWN_MINE, others_mine = kOthers / kAcross, columns = COLUMNS;
   static constexpr int run = kAcross * columns;  // columns of what is summed
   static constexpr int most_threads = mine == 1 ? kWarp : kMostThreads;
   // On a multiprocessor. Bounds a thread's registers: 255 for the large blocks, 128, 170 or 204 for those of one warp.
@@ -26,14 +31,60 @@ struct Tile {
 
   static constexpr int own(int threads) { return mine * (threads / kAcross); }
   static __device__ __forceinline__ int own_here() { return mine * int(blockDim.x / kAcross); }
+  static __device__ __forceinline__ int across() { return int(threadIdx.x) % kAcross; }
+  static __device__ __forceinline__ int down() { return int(threadIdx.x) / kAcross; }
+  static __device__ __forceinline__ int own_row(int i) { return mine * down() + i; }
+  static __device__ __forceinline__ int other(int j) { return across() + kAcross * j; }
+  // Of the other side, where sums are over own rows: first_turned + turned(k), k < turned_mine, and so on.
+  static constexpr int turned_mine = 4;
+  static __device__ __forceinline__ int first_turned() { return turned_mine * down(); }
+  static __device__ __forceinline__ int turned_here() { return turned_mine * int(blockDim.x / kAcross); }
+  static __device__ __forceinline__ int turned(int k) { return k; }
+  // Over the threads that share own rows.
+  static __device__ __forceinline__ T sum_across(T x) { return sum_of_lanes<kAcross>(x); }
+  static __device__ __forceinline__ T largest_across(T x) { return largest_of_lanes<kAcross>(x); }
 };
+
+// For the matrix units, whose fragments (device.h) are the layout: of D (16 others or columns × 8 own rows) lane 4 g + t
+// has [g, 2t], [g, 2t + 1], [g + 8, 2t], [g + 8, 2t + 1]. Rows and columns are permuted, g standing for across() and own
+// rows 2t, 2t + 1 for t, t + 4, so that eight lanes that read four numbers each (two g, four t) find them in different
+// banks: rows are an odd number of fours apart.
+template <int OWN_MINE, int COLUMNS>
+struct MatrixTile {
+  using T = float;
+  static constexpr bool tf32 = true;
+  static constexpr int kAcross = 8;
+  static constexpr int mine = OWN_MINE, others_mine = kOthers / kAcross, columns = COLUMNS;
+  static constexpr int run = kAcross * columns;
+  static constexpr int most_threads = kMostThreads, least_blocks = 2;
+  static_assert(mine % 2 == 0 && columns % 8 == 0 && run <= kRun<T>);
+
+  static constexpr int own(int threads) { return mine * (threads / kAcross); }
+  static __device__ __forceinline__ int own_here() { return mine * int(blockDim.x / kAcross); }
+  static __device__ __forceinline__ int g() { return int(threadIdx.x) % kWarp / 4; }
+  static __device__ __forceinline__ int t() { return int(threadIdx.x) % 4; }
+  static __device__ __forceinline__ int first_own() { return 4 * mine * (int(threadIdx.x) / kWarp); }  // of the warp
+  static __device__ __forceinline__ int across() { return g() / 2 + 4 * (g() % 2); }
+  static __device__ __forceinline__ int down() { return 4 * (int(threadIdx.x) / kWarp) + t(); }
+  static __device__ __forceinline__ int own_row(int i) { return first_own() + t() + 4 * i; }
+  static __device__ __forceinline__ int other(int j) { return across() + kAcross * j; }
+  static constexpr int turned_mine = mine;
+  static __device__ __forceinline__ int first_turned() { return first_own(); }
+  static __device__ __forceinline__ int turned_here() { return own_here(); }
+  static __device__ __forceinline__ int turned(int k) { return t() + 4 * k; }
+  static __device__ __forceinline__ T sum_across(T x) { return sum_of_lanes<kAcross, 4>(x); }
+  static __device__ __forceinline__ T largest_across(T x) { return largest_of_lanes<kAcross, 4>(x); }
+};
+
+// A thread's part of a tile.
+template <class Tile>
+using Pairs = typename Tile::T[Tile::mine][Tile::others_mine];
+template <class Tile>
+using Sums = typename Tile::T[Tile::mine][Tile::columns];
 
 // Between the rows of a table (own × others).
 template <class T>
 inline constexpr int kTableStride = kOthers + 16 / int(sizeof(T));
-
-__device__ __forceinline__ int across() { return int(threadIdx.x) % kAcross; }
-__device__ __forceinline__ int down() { return int(threadIdx.x) / kAcross; }
 
 // Hands out the block's shared memory.
 class SharedMemory {
@@ -82,37 +133,6 @@ __device__ __forceinline__ void bring(const Source& source, Storage storage, int
   }
 }
 
-// products += own · othersᵀ over one run of columns. Each is a chain of fused multiply-adds in the columns' order, so
-// that every kernel finds the same bits, whichever side is its own.
-template <class T, int MINE>
-__device__ __forceinline__ void add_products(const T* own, int own_stride, int own_count, const T* others,
-                                             int others_stride, int others_count, int columns,
-                                             T (&products)[MINE][kOthersMine]) {
-  int own_at[MINE], others_at[kOthersMine];
-#pragma unroll
-  for (int i = 0; i < MINE; ++i) own_at[i] = int(least(MINE * down() + i, own_count - 1)) * own_stride;
-#pragma unroll
-  for (int j = 0; j < kOthersMine; ++j) {
-    others_at[j] = int(least(across() + kAcross * j, others_count - 1)) * others_stride;
-  }
-#pragma unroll 1
-  for (int c = 0; c < columns; c += 4) {
-    Four<T> a[MINE], b[kOthersMine];
-#pragma unroll
-    for (int i = 0; i < MINE; ++i) a[i] = load_four(own + own_at[i] + c);
-#pragma unroll
-    for (int j = 0; j < kOthersMine; ++j) b[j] = load_four(others + others_at[j] + c);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-#pragma unroll
-      for (int i = 0; i < MINE; ++i) {
-#pragma unroll
-        for (int j = 0; j < kOthersMine; ++j) products[i][j] = std::fma(a[i].x[k], b[j].x[k], products[i][j]);
-      }
-    }
-  }
-}
-
 // A hidden pair's entry in a table of weights or their gradients is −0, which no other has.
 __device__ __forceinline__ bool is_hidden(float x) {
   uint32_t bits;
@@ -125,103 +145,76 @@ __device__ __forceinline__ bool is_hidden(double x) {
   return bits == uint64_t(1) << 63;
 }
 
-// The columns of a run that a thread sums: one, or fours that are 64 apart. Past the run's end it reads others again.
-template <int COLUMNS>
+// The columns of a run that a thread sums: one, or fours that are 4 kAcross apart. Past the run's end it reads others
+// again.
+template <class Tile>
 __device__ __forceinline__ int column_mine(int n) {
-  return COLUMNS == 1 ? across() : 4 * across() + 4 * kAcross * (n / 4) + n % 4;
+  if (Tile::columns == 1) return Tile::across();
+  return 4 * Tile::across() + 4 * Tile::kAcross * (n / 4) + n % 4;
 }
 
-template <class T, int COLUMNS>
-__device__ __forceinline__ void read_columns(const T* row, int columns, T (&x)[COLUMNS]) {
-  if constexpr (COLUMNS == 1) {
-    x[0] = row[across() < columns ? across() : 0];
+template <class Tile>
+__device__ __forceinline__ void read_columns(const typename Tile::T* row, int columns,
+                                             typename Tile::T (&x)[Tile::columns]) {
+  if constexpr (Tile::columns == 1) {
+    x[0] = row[Tile::across() < columns ? Tile::across() : 0];
   } else {
 #pragma unroll
-    for (int n = 0; n < COLUMNS; n += 4) {
-      const int column = column_mine<COLUMNS>(n);
-      const Four<T> four = load_four(row + (column < columns ? column : 0));
+    for (int n = 0; n < Tile::columns; n += 4) {
+      const int column = column_mine<Tile>(n);
+      const auto four = load_four(row + (column < columns ? column : 0));
 #pragma unroll
       for (int k = 0; k < 4; ++k) x[n + k] = four.x[k];
     }
   }
 }
 
-// sums += a thread's rows of a table · others. Zero weights do not silence NaN and infinity, so hidden pairs are left out
-// where there may be any.
-template <bool MAY_HIDE, class T, int MINE, int COLUMNS>
-__device__ __forceinline__ void add_weighted_of(const T* table, const T* others, int stride, int count, int columns,
-                                                T (&sums)[MINE][COLUMNS]) {
-#pragma unroll 1
-  for (int l = 0; l < count; l += 4) {
-    Four<T> weights[MINE];
-#pragma unroll
-    for (int i = 0; i < MINE; ++i) weights[i] = load_four(table + i * kTableStride<T> + l);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      T x[COLUMNS];
-      read_columns(others + (l + k) * stride, columns, x);
-#pragma unroll
-      for (int i = 0; i < MINE; ++i) {
-        const T w = weights[i].x[k];
-        if (MAY_HIDE && is_hidden(w)) continue;
-#pragma unroll
-        for (int n = 0; n < COLUMNS; ++n) sums[i][n] = std::fma(w, x[n], sums[i][n]);
-      }
-    }
-  }
-}
-
-template <class T, int MINE, int COLUMNS>
-__device__ __forceinline__ void add_weighted(bool may_hide, const T* table, const T* others, int stride, int count,
-                                             int columns, T (&sums)[MINE][COLUMNS]) {
-  const T* const mine = table + MINE * down() * kTableStride<T>;
-  if (may_hide) add_weighted_of<true>(mine, others, stride, count, columns, sums);
-  else add_weighted_of<false>(mine, others, stride, count, columns, sums);
-}
-
 // Writes factor · sums to one row's columns [first_column, …), at most a run.
-template <class T, int COLUMNS>
+template <class Tile>
 __device__ __forceinline__ void write_columns(const Operand<void*>& to, int64_t row, int64_t first_column,
-                                              int64_t columns, T factor, const T (&sums)[COLUMNS], bool wide,
+                                              int64_t columns, typename Tile::T factor,
+                                              const typename Tile::T (&sums)[Tile::columns], bool wide,
                                               Storage storage) {
-  const int left = int(least(kAcross * COLUMNS, columns - first_column));
-  if constexpr (COLUMNS == 1) {
-    if (across() < left) write<T>(to.data, row + first_column + across(), factor * sums[0], storage);
+  using T = typename Tile::T;
+  const int left = int(least(Tile::run, columns - first_column));
+  if constexpr (Tile::columns == 1) {
+    const int column = Tile::across();
+    if (column < left) write<T>(to.data, row + first_column + column, factor * sums[0], storage);
   } else {
 #pragma unroll
-    for (int n = 0; n < COLUMNS; n += 4) {
+    for (int n = 0; n < Tile::columns; n += 4) {
       Four<T> four;
 #pragma unroll
       for (int k = 0; k < 4; ++k) four.x[k] = factor * sums[n + k];
-      write_four(to.data, row + first_column, column_mine<COLUMNS>(n), left, four, wide, storage);
+      write_four(to.data, row + first_column, column_mine<Tile>(n), left, four, wide, storage);
     }
   }
 }
 
 // Where a pair stands in a table, of row i of a thread's own and j of its others.
-template <class T, int MINE>
+template <class Tile>
 __device__ __forceinline__ int table_at(int i, int j) {
-  return (MINE * down() + i) * kTableStride<T> + across() + kAcross * j;
+  return Tile::own_row(i) * kTableStride<typename Tile::T> + Tile::other(j);
 }
 
 // Writes a thread's numbers to the table.
-template <class T, int MINE>
-__device__ __forceinline__ void write_table(T* table, const T (&x)[MINE][kOthersMine]) {
+template <class Tile>
+__device__ __forceinline__ void write_table(typename Tile::T* table, const Pairs<Tile>& x) {
 #pragma unroll
-  for (int i = 0; i < MINE; ++i) {
+  for (int i = 0; i < Tile::mine; ++i) {
 #pragma unroll
-    for (int j = 0; j < kOthersMine; ++j) table[table_at<T, MINE>(i, j)] = x[i][j];
+    for (int j = 0; j < Tile::others_mine; ++j) table[table_at<Tile>(i, j)] = x[i][j];
   }
 }
 
 // Calls visit(own row, other, place in the table) for each of a thread's pairs. For what is rare: a loop, unlike the code
 // around it, so the pairs' numbers pass through the table.
-template <class T, int MINE, class Visit>
+template <class Tile, class Visit>
 __device__ __forceinline__ void for_pairs(const Visit& visit) {
 #pragma unroll 1
-  for (int pair = 0; pair < MINE * kOthersMine; ++pair) {
-    const int i = pair / kOthersMine, j = pair % kOthersMine;
-    visit(MINE * down() + i, across() + kAcross * j, table_at<T, MINE>(i, j));
+  for (int pair = 0; pair < Tile::mine * Tile::others_mine; ++pair) {
+    const int i = pair / Tile::others_mine, j = pair % Tile::others_mine;
+    visit(Tile::own_row(i), Tile::other(j), table_at<Tile>(i, j));
   }
 }
 
