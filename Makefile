@@ -40,8 +40,8 @@ demo: $(STAMPS)/package ## build, run the demonstration study and draw its figur
 	$(BIN)/mhicl report runs/demo
 	@echo "Figures:" && find runs/demo -name '*.png' | sort
 
-test: $(STAMPS)/package ## build and run the tests
-	$(BIN)/python -m pytest
+test: $(STAMPS)/package ## build and run the tests, or what pytest makes of TESTS="tests/test_cli.py -x"
+	$(BIN)/python -m pytest $(TESTS)
 
 test-slow: $(STAMPS)/package ## all tests, those that take minutes too
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -55,10 +55,20 @@ bench: $(STAMPS)/package ## check the results, then time them against plain PyTo
 	$(BIN)/mhicl bench --operator prompt_attention --dtype float32 float64
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/flows.py
+	$(BIN)/python benchmarks/scaling.py
+
+define FIND_TOOLKIT
+import os, sys
+from build_tools.cuda import find_toolkit
+toolkit, looked = find_toolkit(os.environ)
+sys.exit(None if toolkit else "make gpu needs a CUDA toolkit, looked for: " + "; ".join(looked))
+endef
+export FIND_TOOLKIT
 
 gpu: ## build for CUDA in .venv-gpu, test it on the GPU here, time it against PyTorch: runs/gpu, docs/gpu.md
 	@command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1 || \
 		{ echo "make gpu needs an NVIDIA GPU with its driver: nvidia-smi finds none here"; exit 2; }
+	@$(PYTHON) -c "$$FIND_TOOLKIT" # before gigabytes are installed for nothing
 	@$(MAKE) VENV=.venv-gpu TORCH="$(GPU_TORCH)" MHICL_CUDA=1 INSTALL='".[test]"' \
 		MORE_INPUTS="$(shell find mhicl_fast -name '*.py')" .venv-gpu/.stamps/package
 	.venv-gpu/bin/python benchmarks/gpu.py

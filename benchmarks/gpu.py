@@ -147,10 +147,10 @@ def _measured(plan: bench.Plan, shape: bench.shapes.Shape) -> Iterator[ShapeResu
 
 def _what_is_wrong(content: dict[str, Any]) -> list[str]:
     wrong = [f"test failed: {name}" for name in content["tests"]["failures"]]
-    if content["tests"]["status"] not in (0, "out of time") and not wrong:
+    if content["tests"]["status"] not in (0, gpu_checks.LEFT_OUT) and not wrong:
         wrong.append(f"the tests ended with status {content['tests']['status']}")
     for tool, found in content["sanitizer"].items():
-        if found["errors"] or found["status"] not in (0, "out of time"):
+        if found["errors"] or found["status"] not in (0, gpu_checks.OUT_OF_TIME):
             wrong.append(f"compute-sanitizer {tool}: {found['errors']} errors, status {found['status']}")
     for operator, report in content["benchmarks"].items():
         for shape in report["shapes"]:

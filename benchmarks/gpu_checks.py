@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import gpu_outcomes
 from gpu_deadline import Deadline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,28 +29,38 @@ SHOWN = {
     "the current stream": "test_work_goes_to_the_current_stream",
     "torch.compile without graph breaks": "test_compiled_without_graph_breaks",
 }
-SANITIZED = "test_moments or test_masks or test_lengths_hide or (test_a_step and plain)"  # small shapes
+SANITIZED = "test_moments or test_masks or test_lengths_hide or test_tf32 or (test_a_step and plain)"  # small shapes
 TOOLS = ("memcheck", "racecheck")
+LEAST = 20  # seconds that tests are begun for
+GRACE = 10  # seconds for pytest's words about what was stopped
+OUT_OF_TIME, LEFT_OUT = "out of time", "left out"
+COUNTED = (gpu_outcomes.PASSED, gpu_outcomes.FAILED, gpu_outcomes.SKIPPED)
 _ERRORS = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 
 def run_tests(deadline: Deadline, device: str, selection: str | None, seconds: float) -> dict[str, Any]:
-    """Counts of outcomes, the names of failures, and what became of the tests in `SHOWN`."""
+    """Counts of outcomes, the names of failures, and what became of the tests in `SHOWN`.
+
+    The test in which pytest was stopped for want of time has failed: it may wait for a GPU that never answers.
+    """
+    if not deadline.allows(LEAST, "tests"):
+        return _told({}, LEFT_OUT, "", 0)
+    part = deadline.part(seconds)
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "junit.xml"
-        options = [f"--junitxml={report}", *(["-k", selection] if selection else [])]
-        status, output = _pytest([], options, device, deadline.part(seconds))
-        if status is None:
-            deadline.left_out.append("tests: stopped after their part of the time")
-        cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
-    # One that was stopped has no name in the report.
-    outcomes = {f"{case.get('classname')}::{case.get('name')}": _outcome(case) for case in cases if case.get("name")}
-    counts = {kind: list(outcomes.values()).count(kind) for kind in ("passed", "failed", "skipped")}
+        file = Path(folder) / "outcomes"
+        options = ["-p", gpu_outcomes.__name__, *(["-k", selection] if selection else [])]
+        status, output = _pytest([], options, device, part, {gpu_outcomes.FILE: str(file)})
+        return _told(gpu_outcomes.read(file), OUT_OF_TIME if status is None else status, output, part)
+
+
+def _told(outcomes: Mapping[str, str], status: int | str, output: str, seconds: float) -> dict[str, Any]:
+    end = f"stopped, as the tests had taken {seconds:.0f} s" if status == OUT_OF_TIME else f"ended pytest: {status}"
+    wrong = {gpu_outcomes.STARTED: f" ({end})", gpu_outcomes.FAILED: ""}
     shown = {what: _together([kind for name, kind in outcomes.items() if test in name]) for what, test in SHOWN.items()}
     return {
-        "status": "out of time" if status is None else status,
-        "counts": counts,
-        "failures": [name for name, kind in outcomes.items() if kind == "failed"],
+        "status": status,
+        "counts": {kind: list(outcomes.values()).count(kind) for kind in COUNTED},
+        "failures": [name + wrong[kind] for name, kind in outcomes.items() if kind in wrong],
         "shown": shown,
         "tail": "" if status == 0 else output[-3000:],
     }
@@ -64,21 +75,27 @@ def run_sanitizer(deadline: Deadline, device: str, seconds: float) -> dict[str, 
         if missing:
             deadline.left_out.append(f"compute-sanitizer {tool}: {missing}")
             continue
-        if not deadline.allows(20, f"compute-sanitizer {tool}"):
+        if not deadline.allows(LEAST, f"compute-sanitizer {tool}"):
             continue
         prefix = [command, f"--tool={tool}", "--target-processes=all", "--error-exitcode=9"]
         status, output = _pytest(prefix, ["-k", SANITIZED, "-x"], device, deadline.part(seconds))
         if status is None:
             deadline.left_out.append(f"compute-sanitizer {tool}: stopped after its part of the time")
         found[tool] = {
-            "status": "out of time" if status is None else status,
+            "status": OUT_OF_TIME if status is None else status,
             "errors": sum(int(a or b) for a, b in _ERRORS.findall(output)),
             "tail": "" if status == 0 else output[-3000:],
         }
     return found
 
 
-def _pytest(prefix: Sequence[str], options: Sequence[str], device: str, seconds: float) -> tuple[int | None, str]:
+def _pytest(
+    prefix: Sequence[str],
+    options: Sequence[str],
+    device: str,
+    seconds: float,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[int | None, str]:
     """Exit status, None where the time ran out, and what was said."""
     # The package is the installed one, not the repository's, which may have been built for another PyTorch.
     own = [
@@ -93,7 +110,8 @@ def _pytest(prefix: Sequence[str], options: Sequence[str], device: str, seconds:
         "pythonpath=",
     ]
     command = [*prefix, sys.executable, "-m", "pytest", *own, *options, str(TESTS)]
-    environment = os.environ | {"MHICL_TEST_DEVICE": device}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])  # the plugin's
+    environment = os.environ | {"MHICL_TEST_DEVICE": device, "PYTHONPATH": path} | variables
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryDirectory() as elsewhere:
         process = subprocess.Popen(
             command,
@@ -110,7 +128,7 @@ def _pytest(prefix: Sequence[str], options: Sequence[str], device: str, seconds:
             status = None
             os.killpg(process.pid, signal.SIGINT)  # at which pytest reports on the tests that are over
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(GRACE)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it started too, or that would disturb what is timed
@@ -124,14 +142,8 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _outcome(case: ElementTree.Element) -> str:
-    if case.find("failure") is not None or case.find("error") is not None:
-        return "failed"
-    return "skipped" if case.find("skipped") is not None else "passed"
-
-
 def _together(outcomes: Sequence[str]) -> str:
-    for kind in ("failed", "passed", "skipped"):
+    for kind in (gpu_outcomes.STARTED, gpu_outcomes.FAILED, gpu_outcomes.PASSED, gpu_outcomes.SKIPPED):
         if kind in outcomes:
-            return kind
+            return "not ended" if kind == gpu_outcomes.STARTED else kind
     return "not run"

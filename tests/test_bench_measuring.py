@@ -217,7 +217,7 @@ class TestOnGpus:
     def test_a_gpu_that_is_not_there_is_told(self) -> None:
         if torch.cuda.is_available():
             pytest.skip("there is a GPU")
-        with pytest.raises(BenchInputError, match=r"device=cuda: .*; or use device=cpu"):
+        with pytest.raises(BenchInputError, match=r"device=cuda: .*; or choose cpu"):
             Plan(device="cuda")
 
     def test_roofs_are_measured_and_published(self) -> None:

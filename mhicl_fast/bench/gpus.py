@@ -61,16 +61,19 @@ def gpu_facts(device: torch.device) -> dict[str, str]:
         f"compute capability {properties.major}.{properties.minor}, {properties.total_memory / 2**30:.0f} GiB",
         "CUDA": f"{torch.version.cuda} (cuDNN {torch.backends.cudnn.version()})",
     }
-    return facts | _smi_facts(device)
+    return facts | _smi_facts(f"GPU-{properties.uuid}")
 
 
-def _smi_facts(device: torch.device) -> dict[str, str]:
-    """Driver, clocks and power limit as nvidia-smi tells them; nothing where there is no such command."""
+def _smi_facts(identity: str) -> dict[str, str]:
+    """Driver, clocks and power limit as nvidia-smi tells them; nothing where there is no such command.
+
+    It counts all GPUs, PyTorch those of CUDA_VISIBLE_DEVICES, in an order of its own: a number may be another's.
+    """
     command = shutil.which("nvidia-smi")
     if command is None:
         return {}
     queries = {"driver": "driver_version", "largest clock": "clocks.max.sm", "power limit": "power.limit"}
-    wanted = [f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader", f"--id={device.index or 0}"]
+    wanted = [f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader", f"--id={identity}"]
     done = subprocess.run([command, *wanted], capture_output=True, text=True, timeout=30)
     values = [value.strip() for value in done.stdout.strip().split(",")]
     return dict(zip(queries, values)) if done.returncode == 0 and len(values) == len(queries) else {}

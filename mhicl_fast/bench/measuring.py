@@ -66,7 +66,7 @@ class Plan:
         try:
             self.place()
         except DeviceError as error:
-            raise BenchInputError(f"{error}; or use device=cpu") from error
+            raise BenchInputError(f"{error}; or choose cpu") from error
         for dtype in self.dtypes:
             _one_of("dtype", dtype, DTYPES)
         for name in self.extra or ():
