@@ -54,14 +54,19 @@ MHICL_OPERATORS(m) {
       " int context_length, float noise_std, bool noisy_target, str estimator, int n_prompts, int seed, int step,"
       " int first_prompt, int threads) -> (float loss, Tensor grad_kq, Tensor grad_ov)");
   // Steps step, step + 1, … of training, up to n_steps, fewer once max_seconds have passed. parameters: [kq, ov] or
-  // [w_q, w_k, w_v, w_o]; state: what the optimizer keeps, one tensor a parameter of each kind. step_cap 0: none.
+  // [w_q, w_k, w_v, w_o]; state: what the optimizer keeps, one tensor a parameter of each kind. step_cap 0: none. The
+  // processes of a group, `world` in number, make the same steps with one message each, an evaluation's (n_steps = 0)
+  // included, each from its share of the prompts; with tree, to the bits of one process. stop asks all of them to end after
+  // the next step; stopped: some process did. lost: why a message did not get through, after which no update was made, or
+  // empty.
   m.def(
       "train_steps(Tensor(a!)[] parameters, Tensor(b!)[] state, Tensor support, Tensor signal,"
       " Tensor? covariance_factor, Tensor? atoms, *, int context_length, float noise_std, bool noisy_target,"
       " str estimator, int n_prompts, int seed, int step, int n_steps, float max_seconds, float scale, str optimizer,"
-      " float learning_rate, float step_cap, float momentum, float weight_decay, float flow_time, int threads)"
+      " float learning_rate, float step_cap, float momentum, float weight_decay, float flow_time, int threads,"
+      " int rank=0, int world=1, str group='', bool tree=False, bool stop=False)"
       " -> (int steps_done, bool finite, float first_loss, float first_gradient_norm, float last_loss,"
-      " float flow_time, float step_size)");
+      " float flow_time, float step_size, bool stopped, str lost)");
   // Multiply-adds at the processor's best on all threads; returns how many operations they were.
   m.def("fma_burst(int rounds, bool double_precision) -> float");
 }

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -96,6 +97,17 @@ inline int64_t checked_width(const std::vector<at::Tensor>& parameters, const st
   }
   return width;
 }
+
+inline GroupSpec checked_group(int64_t rank, int64_t world, c10::string_view name, bool tree) {
+  TORCH_CHECK_VALUE(rank >= 0 && rank < world, "rank must lie in [0, world), got rank=", rank, ", world=", world);
+  TORCH_CHECK_VALUE((world > 1) == !name.empty(), "several processes need the name of their group, one has none, got world=",
+                    world, ", group='", name, "'");
+  return {.rank = rank, .size = world, .name = std::string(name), .tree = tree};
+}
+
+// What train_steps returns: steps done, finite, first loss, first gradient's norm, last loss, flow time, step size, stopped,
+// lost.
+using StepsDone = std::tuple<int64_t, bool, double, double, double, double, double, bool, std::string>;
 
 // All of flow_step's arguments; returns the task.
 inline TaskSpec checked_step(const at::Tensor& kq, const at::Tensor& ov, const at::Tensor& support,

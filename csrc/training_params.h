@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -36,10 +37,21 @@ struct TrainingSpec {
   bool operator==(const TrainingSpec&) const = default;
 };
 
+// The processes that make the same steps, each from its share of the prompts. `tree`: in the order of one process.
+struct GroupSpec {
+  int64_t rank = 0, size = 1;
+  std::string name;
+  bool tree = false;
+};
+
+inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+
 struct Stretch {
   int64_t steps_done = 0;
   bool finite = true;
-  double first_loss = 0, first_gradient_norm = 0, last_loss = 0, flow_time = 0, step_size = 0;
+  double first_loss = kUnknown, first_gradient_norm = kUnknown, last_loss = kUnknown, flow_time = 0, step_size = 0;
+  bool stopped = false;  // because some process asked
+  std::string lost;      // why a message did not get through
 };
 
 // Adam's.

@@ -100,7 +100,7 @@ def test_native_steps_are_those_of_autograd(rule: str, parameters: str, estimate
     for first, steps in ((0, 1), (1, 49)):
         mine, theirs = (advance(trained, steps, first=first, flow_time=0.25) for trained in (native, python))
         assert (mine.steps, mine.finite) == (theirs.steps, theirs.finite) == (steps, True)
-        np.testing.assert_allclose(mine[2:], theirs[2:], rtol=1e-9)
+        np.testing.assert_allclose(mine[2:7], theirs[2:7], rtol=1e-9)
         assert_close(native, python, 1e-9)
     moved = config.start_parameters().tensors()
     assert all((tensor - moved[name]).abs().max() > 1e-4 for name, tensor in native.parameters.tensors().items())
@@ -131,7 +131,7 @@ def test_however_steps_are_divided_the_bits_are_the_same(kind: str, rule: str, d
             done, flow_time = done + 1, span.flow_time
         cut.stepper.advance(done, 0, flow_time, FOREVER)
     assert_equal(cut, whole)
-    assert (span.last_loss, span.flow_time, span.step_size) == together[4:]
+    assert (span.last_loss, span.flow_time, span.step_size) == together[4:7]
 
 
 @pytest.mark.parametrize("kind", ["native", "python"])

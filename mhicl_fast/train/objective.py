@@ -14,7 +14,8 @@ alone and memory stays bounded for any number of prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ ESTIMATORS = ("sampled", "conditional", "subspace", "asymptotic")
 ON_GPUS = ("sampled", "conditional")  # those that have kernels for GPUs
 CHUNK_BYTES = 1 << 24  # a chunk's context: small enough that the allocator reuses its memory from step to step
 GPU_CHUNK_BYTES = 1 << 28  # on a GPU: large enough to fill it
+_NATIVE_CHUNK = 16  # prompts that native code takes together, where there are as many
 _ROW = 256  # prompts summed in one go, see `_rows`
 
 
@@ -95,18 +97,43 @@ class Objective:
         """Loss and gradients at kq (H, D, D), ov (H, I, D), on their device; raises what `population_loss` raises."""
         check_arguments(self.task, kq, ov, self.estimator, self.n_prompts)
         if has_prompts(self.estimator):
-            missing = why_no_kernels("flow_step", kq.device)
-            if missing is not None:
-                raise ValueError(f"kq is on {kq.device}, but {missing}")
-            weights = (kq.detach().contiguous(), ov.detach().contiguous())
-            where = {"step": step, "first_prompt": 0}
-            return LossAndGradients(
-                *torch.ops.mhicl.flow_step(*weights, *self.native_distribution(), **self.native_estimate(), **where)
-            )
+            return self._mean(kq, ov, step, range(self.n_prompts))
         with torch.enable_grad():
             kq, ov = kq.detach().requires_grad_(), ov.detach().requires_grad_()
             loss = spectral.asymptotic_loss(self.task, kq, ov, order=self.order)
         return LossAndGradients(float(loss.detach()), *torch.autograd.grad(loss, (kq, ov)))
+
+    def share(self, rank: int, size: int) -> Callable[[Tensor, Tensor, int], LossAndGradients]:
+        """What process `rank` of `size` adds to the loss and its gradients: those of a share of the prompts, in whole
+        chunks of 16, divided by the number of all prompts. The sum over ranks is what a call of the objective returns.
+
+        Raises ValueError for the asymptotic loss, which has no prompts.
+        """
+        if not has_prompts(self.estimator):
+            raise ValueError(f"there are no prompts to share with estimator={self.estimator!r}")
+        chunks = -(-self.n_prompts // _NATIVE_CHUNK)
+        ends = (min(chunks * part // size * _NATIVE_CHUNK, self.n_prompts) for part in (rank, rank + 1))
+        return functools.partial(self._part, range(*ends))
+
+    def _part(self, prompts: range, kq: Tensor, ov: Tensor, step: int) -> LossAndGradients:
+        check_arguments(self.task, kq, ov, self.estimator, self.n_prompts)
+        if not prompts:
+            return LossAndGradients(0.0, torch.zeros_like(kq), torch.zeros_like(ov))
+        loss, grad_kq, grad_ov = self._mean(kq, ov, step, prompts)
+        part = len(prompts) / self.n_prompts
+        return LossAndGradients(loss * part, grad_kq * part, grad_ov * part)
+
+    def _mean(self, kq: Tensor, ov: Tensor, step: int, prompts: range) -> LossAndGradients:
+        missing = why_no_kernels("flow_step", kq.device)
+        if missing is not None:
+            raise ValueError(f"kq is on {kq.device}, but {missing}")
+        weights = (kq.detach().contiguous(), ov.detach().contiguous())
+        options = self.native_estimate() | {
+            "n_prompts": len(prompts),
+            "first_prompt": prompts.start,
+            "step": step,
+        }
+        return LossAndGradients(*torch.ops.mhicl.flow_step(*weights, *self.native_distribution(), **options))
 
 
 def population_loss(

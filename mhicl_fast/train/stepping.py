@@ -2,6 +2,11 @@
 
 `NativeStepper` samples prompts, differentiates and updates within one operator, which no tensor of prompts leaves.
 `PythonStepper` asks for the gradients of each step and applies an update rule to them; it takes any loss.
+
+Several processes make the same steps, each from its share of a step's prompts, and exchange one message a step: the
+gradients' sums, the loss, and whether somebody asks to stop. Since all of them know the sums, updates are made by each
+and are never sent. Nothing is computed while a message is on its way: each prompt adds to every number in it, so it
+cannot leave before the last one, and the next step begins with the weights that it decides.
 """
 
 from __future__ import annotations
@@ -12,12 +17,16 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from ..processes import ALONE, DistributedError, Processes
 from .objective import LossAndGradients, Objective, has_prompts
 from .optimisers import Optimizer
 from .parameters import Factored, Parameters, pull_back
 from .records import gradient_norm
+
+REDUCTIONS = ("all-reduce", "tree")
 
 
 class TrainingError(RuntimeError):
@@ -31,6 +40,10 @@ class Span(NamedTuple):
     belong to the weights before the first of them, `last_loss` to those before the last. Where a loss or the norm of
     its gradient is not finite, `finite` is False, no update was made with it, and `last_loss` is that loss.
     `flow_time` is the time reached, `step_size` the flow time of the last update, 0 without one.
+
+    `stopped` says that some process asked to stop: all of them end after the same step. `lost` is empty, or the reason
+    why the message of the step after the last update did not get through. The weights are those after `steps` updates,
+    the other fields tell of these, and losses that nobody knows are NaN.
     """
 
     steps: int
@@ -40,36 +53,76 @@ class Span(NamedTuple):
     last_loss: float
     flow_time: float
     step_size: float
+    stopped: bool = False
+    lost: str = ""
 
 
 class Stepper(Protocol):
     """Advances weights and the state of an update rule in place."""
 
-    def advance(self, step: int, n_steps: int, flow_time: float, max_seconds: float) -> Span:
+    def advance(self, step: int, n_steps: int, flow_time: float, max_seconds: float, stop: bool = False) -> Span:
         """Make the steps numbered step, …, step + n_steps − 1, or fewer where they take longer than `max_seconds`.
 
         At least one is made, and however steps are divided into calls the weights end with the same bits; n_steps = 0
         only evaluates. `flow_time` is the time at the start, to which the steps' sizes are added one by one. Raises
         TrainingError where a loss does not exist.
+
+        Processes of a group must make the same steps and evaluations, each of which is one message, in calls that may
+        differ. `stop` asks all of them to end after the next step.
         """
         ...
 
 
-def make_stepper(objective: Objective, parameters: Parameters, optimizer: Optimizer) -> Stepper:
-    """The native one for estimates over prompts, the one in Python for the asymptotic loss, which has none."""
-    kind = NativeStepper if has_prompts(objective.estimator) else PythonStepper
-    return kind(objective, parameters, optimizer)
+def make_stepper(
+    objective: Objective,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    processes: Processes = ALONE,
+    reduction: str = "all-reduce",
+) -> Stepper:
+    """The native one for estimates over prompts, the one in Python for the asymptotic loss, which has none.
+
+    Several processes share the prompts of a step; on GPUs in Python, so that NCCL adds up gradients which never leave
+    them. With `reduction` "all-reduce" weights equal those of one process to rounding, with "tree" to the bit, which
+    the CPU alone has. Without prompts there is nothing to share: each process then computes all of it, and sends
+    nothing.
+
+    Raises ValueError for another reduction, and for "tree" on several GPUs.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if not has_prompts(objective.estimator):
+        return PythonStepper(objective, parameters, optimizer)
+    devices = {tensor.device.type for tensor in parameters.tensors().values()}
+    if processes.size == 1 or devices == {"cpu"}:
+        return NativeStepper(objective, parameters, optimizer, processes, reduction)
+    if reduction == "tree":
+        raise ValueError("reduction=tree adds up on the CPU alone; use reduction=all-reduce, or device=cpu")
+    return PythonStepper(objective.share(processes.rank, processes.size), parameters, optimizer, processes)
 
 
 class NativeStepper:
     """Steps within the operator `mhicl::train_steps`, on as many threads as PyTorch is set to."""
 
-    def __init__(self, objective: Objective, parameters: Parameters, optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Parameters,
+        optimizer: Optimizer,
+        processes: Processes = ALONE,
+        reduction: str = "all-reduce",
+    ) -> None:
         self._objective = objective
         self._parameters = parameters
         self._optimizer = optimizer
+        self._group = {
+            "rank": processes.rank,
+            "world": processes.size,
+            "group": processes.group,
+            "tree": reduction == "tree",
+        }
 
-    def advance(self, step: int, n_steps: int, flow_time: float, max_seconds: float) -> Span:
+    def advance(self, step: int, n_steps: int, flow_time: float, max_seconds: float, stop: bool = False) -> Span:
         tensors = self._parameters.tensors()
         span = Span(
             *torch.ops.mhicl.train_steps(
@@ -83,6 +136,8 @@ class NativeStepper:
                 n_steps=n_steps,
                 max_seconds=max_seconds,
                 flow_time=flow_time,
+                stop=stop,
+                **self._group,
             )
         )
         self._optimizer.count += span.steps
@@ -90,39 +145,64 @@ class NativeStepper:
 
 
 class PythonStepper:
-    """Steps of any loss: `gradients(kq, ov, step)` gives its value and derivatives in KQ and OV."""
+    """Steps of any loss: `gradients(kq, ov, step)` gives its value and derivatives in KQ and OV.
+
+    With several processes it gives this one's part of them, and the parts are added up where the weights are.
+    """
 
     def __init__(
         self,
         gradients: Callable[[Tensor, Tensor, int], LossAndGradients],
         parameters: Parameters,
         optimizer: Optimizer,
+        processes: Processes = ALONE,
     ) -> None:
         self._gradients = gradients
         self._parameters = parameters
         self._optimizer = optimizer
+        self._processes = processes
 
-    def advance(self, step: int, n_steps: int, flow_time: float, max_seconds: float) -> Span:
+    def advance(self, step: int, n_steps: int, flow_time: float, max_seconds: float, stop: bool = False) -> Span:
         deadline = time.perf_counter() + max_seconds
-        loss, norm, gradients = self._evaluate(step)
-        first = (loss, norm)
-        done, size = 0, 0.0
+        span = Span(0, True, math.nan, math.nan, math.nan, flow_time, 0.0)
         while True:
+            try:
+                loss, norm, gradients, stopped = self._evaluate(step + span.steps, stop)
+            except DistributedError as error:
+                return span._replace(lost=str(error))
+            if span.steps == 0:
+                span = span._replace(first_loss=loss, first_gradient_norm=norm)
             finite = math.isfinite(loss) and math.isfinite(norm)
-            if finite and done < n_steps:
-                size = self._optimizer.step(self._parameters.tensors(), gradients)
-                flow_time += size
-                done += 1
-            if not finite or done == n_steps or time.perf_counter() >= deadline:
-                return Span(done, finite, *first, loss, flow_time, size)
-            loss, norm, gradients = self._evaluate(step + done)
+            span = span._replace(last_loss=loss, finite=finite, stopped=stopped)
+            if not finite or n_steps == 0:
+                return span
+            size = self._optimizer.step(self._parameters.tensors(), gradients)
+            span = span._replace(steps=span.steps + 1, flow_time=span.flow_time + size, step_size=size)
+            if stopped or span.steps == n_steps or time.perf_counter() >= deadline:
+                return span
 
-    def _evaluate(self, step: int) -> tuple[float, float, dict[str, Tensor]]:
-        """The loss, and its gradients in the trained tensors with their norm."""
+    def _evaluate(self, step: int, stop: bool) -> tuple[float, float, dict[str, Tensor], bool]:
+        """The loss, its gradients in the trained tensors with their norm, and whether some process asks to stop."""
         kq, ov = (matrix.detach() for matrix in self._parameters.to_combined())
         try:
-            loss, grad_kq, grad_ov = self._gradients(kq, ov, step)
+            part = self._gradients(kq, ov, step)
         except ValueError as error:  # the asymptotic loss has left the weights for which it exists
             raise TrainingError(f"step {step}: {error}; a smaller learning_rate may help") from error
+        (loss, grad_kq, grad_ov), stop = self._add_up(part, stop)
         gradients = pull_back(self._parameters, grad_kq, grad_ov)
-        return loss, gradient_norm(gradients), gradients
+        return loss, gradient_norm(gradients), gradients, stop
+
+    def _add_up(self, part: LossAndGradients, stop: bool) -> tuple[LossAndGradients, bool]:
+        """All processes' parts in one message in double precision; raises DistributedError where that is lost."""
+        if self._processes.size == 1:
+            return part, stop
+        _, grad_kq, grad_ov = part
+        numbers = grad_kq.new_tensor([part.loss, stop], dtype=torch.float64)
+        message = torch.cat([numbers, grad_kq.double().flatten(), grad_ov.double().flatten()])
+        try:
+            dist.all_reduce(message)
+            loss, stops = message[:2].tolist()  # with NCCL errors come up here, where the host waits
+        except RuntimeError as error:
+            raise DistributedError(str(error)) from error
+        sums = message[2:].to(grad_kq.dtype).split([grad_kq.numel(), grad_ov.numel()])
+        return LossAndGradients(loss, sums[0].view_as(grad_kq), sums[1].view_as(grad_ov)), stops > 0

@@ -5,25 +5,11 @@
 #include <string>
 
 #include "../kernels.h"
-#include "../step/step.h"
 #include "estimates.h"
 #include "symmetry.h"
 
 namespace mhicl {
 namespace {
-
-constexpr int64_t kMostSlices = 64;
-
-int64_t chunk_count(int64_t n_prompts) { return (n_prompts + kStepChunk - 1) / kStepChunk; }
-
-// Fixed shares of the prompts, whole chunks each: enough to share the work out, few enough that their sums stay small
-// beside it, and in memory.
-int64_t slice_count(int64_t n_prompts, int64_t numbers_a_prompt, int64_t sums, int64_t sums_bytes) {
-  constexpr int64_t room = int64_t(1) << 25;
-  const int64_t affordable = n_prompts * numbers_a_prompt / (4 * std::max<int64_t>(1, sums));
-  const int64_t fitting = room / std::max<int64_t>(1, sums_bytes);
-  return std::min<int64_t>({chunk_count(n_prompts), std::max<int64_t>(8, std::min(affordable, fitting)), kMostSlices});
-}
 
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
@@ -37,49 +23,47 @@ T* at_line(std::vector<T>& memory) {
 }  // namespace
 
 template <class T>
-void Estimate<T>::allocate(int threads) {
-  if (slices_ == 0) {
-    slices_ = slice_count(n_prompts_, task_.context_length * task_.dim_x, sums_size(), sums_size() * sizeof(T));
-    partial_.resize(slices_ * sums_size());
-    losses_.resize(slices_);
-    sums_.resize(sums_size());
+void Estimate<T>::allocate(const GroupSpec& group, int threads) {
+  if (!sharing_) {
+    const SliceCost cost = {.numbers_a_prompt = task_.context_length * task_.dim_x,
+                            .sums = sums_size(),
+                            .bytes = sums_size() * int64_t(sizeof(T))};
+    sharing_.emplace(group, n_prompts_, cost);
+    partial_.resize(sharing_->slices() * sums_size());
+    losses_.resize(sharing_->slices());
   }
   while (int(workspaces_.size()) < threads) workspaces_.emplace_back(workspace_size() + kLine / int64_t(sizeof(T)));
 }
 
 template <class T>
-double Estimate<T>::operator()(const Weights<T>& weights, const PromptRange& range, Team& team, Weights<T>& gradient) {
+double Estimate<T>::operator()(const Weights<T>& weights, const PromptRange& range, Team& team, Peers& peers, bool& stop,
+                               Weights<T>& gradient) {
   prepare(weights, range);
-  allocate(team.threads());
-  const int64_t chunks = chunk_count(n_prompts_);
-  team.for_each(slices_, [&](int64_t slice, int thread) {
-    const int64_t begin = chunks * slice / slices_ * kStepChunk, end = chunks * (slice + 1) / slices_ * kStepChunk;
-    run(begin, std::min(end, n_prompts_), at_line(workspaces_[thread]), partial_.data() + slice * sums_size(),
-        &losses_[slice]);
+  allocate(peers.group(), team.threads());
+  team.for_each(sharing_->slices(), [&](int64_t slice, int thread) {
+    const auto [begin, end] = sharing_->prompts(slice);
+    run(begin, end, at_line(workspaces_[thread]), partial_.data() + slice * sums_size(), &losses_[slice]);
   });
-  add_up(team);
-  double loss = 0;
-  for (const double part : losses_) loss += part;
+  for (size_t row = 0; row < sharing_->rows().size(); ++row) add_up(sharing_->rows()[row], sharing_->row(row), team);
+  const Sharing::Total total = sharing_->exchange(peers, stop);
+  stop = total.stop;
   std::fill(gradient.kq.begin(), gradient.kq.end(), T(0));
   std::fill(gradient.ov.begin(), gradient.ov.end(), T(0));
-  loss = finish(sums_.data(), loss, weights, gradient);
+  const double loss = finish(total.sums, total.loss, weights, gradient);
   if (!task_.atoms.empty()) Symmetries(task_).average(gradient);
   return loss;
 }
 
-// Σ over the slices, in order, piece by piece.
+// Σ over some slices up their tree, piece by piece: sums, then the loss.
 template <class T>
-void Estimate<T>::add_up(Team& team) {
+void Estimate<T>::add_up(const Range& slices, double* row, Team& team) {
   constexpr int64_t piece = 2048;
   const int64_t size = sums_size();
   team.for_each((size + piece - 1) / piece, [&](int64_t i, int) {
     const int64_t begin = i * piece, end = std::min(size, begin + piece);
-    kernels().update<T>().add_rows(partial_.data(), slices_, size, begin, end, sums_.data());
+    kernels().update<T>().add_rows(partial_.data() + slices.begin * size, slices.size(), size, begin, end, row);
   });
-}
-
-int useful_threads(int64_t n_prompts, int64_t threads) {
-  return int(std::min({threads, chunk_count(n_prompts), kMostSlices}));
+  kernels().update<double>().add_rows(losses_.data() + slices.begin, slices.size(), 1, 0, 1, row + size);
 }
 
 template <class T>

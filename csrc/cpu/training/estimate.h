@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "../../training_params.h"
 #include "../sampler.h"
+#include "sharing.h"
 #include "team.h"
 
 namespace mhicl {
@@ -27,8 +29,11 @@ class Estimate {
  public:
   virtual ~Estimate() = default;
 
-  // The loss and its gradient over the prompts of a step. The same bits for any team.
-  double operator()(const Weights<T>& weights, const PromptRange& range, Team& team, Weights<T>& gradient);
+  // The loss and its gradient over the prompts of a step, each of the peers computing some. The same bits for any team.
+  // stop: whether this process asks to stop, on return whether some process does. Throws PeersLost. An estimate has the
+  // same peers all its life.
+  double operator()(const Weights<T>& weights, const PromptRange& range, Team& team, Peers& peers, bool& stop,
+                    Weights<T>& gradient);
 
  protected:
   Estimate(const TaskSpec& task, int64_t n_prompts) : task_(task), n_prompts_(n_prompts) {}
@@ -46,18 +51,14 @@ class Estimate {
   const int64_t n_prompts_;
 
  private:
-  void allocate(int threads);
-  void add_up(Team& team);
+  void allocate(const GroupSpec& group, int threads);
+  void add_up(const Range& slices, double* row, Team& team);
 
-  int64_t slices_ = 0;
+  std::optional<Sharing> sharing_;
   std::vector<std::vector<T>> workspaces_;  // one a thread, with a cache line to spare
   std::vector<T> partial_;                  // (slices, sums)
   std::vector<double> losses_;              // (slices)
-  std::vector<double> sums_;
 };
-
-// As many of `threads` as have prompts to work on: the others would be woken up at every step for nothing.
-int useful_threads(int64_t n_prompts, int64_t threads);
 
 // What an estimate demands of the weights: "conditional" that logits do not read labels, KQ[:, d:, :d] = 0, "subspace" that
 // OV has no covariate block either, "sampled" nothing; and that the symmetries leave them alone where gradients are

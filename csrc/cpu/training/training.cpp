@@ -72,20 +72,28 @@ double update(const TrainingSpec& spec, int64_t step, const std::vector<std::vec
 }  // namespace
 
 template <class T>
-Stretch train(const TaskSpec& task, const TrainingSpec& spec, const TrainedArrays<T>& arrays, int64_t step,
-              int64_t n_steps, double max_seconds, double flow_time, int threads) {
+Stretch train(const TaskSpec& task, const TrainingSpec& spec, const GroupSpec& group, const TrainedArrays<T>& arrays,
+              int64_t step, int64_t n_steps, double max_seconds, double flow_time, int threads, bool stop) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::duration<double>(max_seconds);
   const std::unique_ptr<Estimate<T>> estimate = make_estimate<T>(spec.estimator, task, spec.n_prompts);
   Parameters<T> parameters(task, spec, arrays);
   Weights<T> weights(task), gradient(task);
-  Team team(useful_threads(spec.n_prompts, threads));
+  Peers peers(group);
+  Team team(useful_threads(group, spec.n_prompts, threads));
   Stretch out;
   out.flow_time = flow_time;
   do {
     parameters.combine(weights);
     const auto number = uint32_t(step + out.steps_done);
-    out.last_loss = (*estimate)(weights, {spec.seed, number, 0}, team, gradient);
+    out.stopped = stop;
+    try {
+      out.last_loss = (*estimate)(weights, {spec.seed, number, 0}, team, peers, out.stopped, gradient);
+    } catch (const PeersLost& error) {
+      out.stopped = false;
+      out.lost = error.what();
+      break;
+    }
     parameters.pull_back(gradient);
     const double norm = gradient_norm(parameters.gradients());
     if (out.steps_done == 0) {
@@ -98,13 +106,13 @@ Stretch train(const TaskSpec& task, const TrainingSpec& spec, const TrainedArray
     out.step_size = update(spec, number, parameters.gradients(), arrays);
     out.flow_time += out.step_size;
     ++out.steps_done;
-  } while (out.steps_done < n_steps && Clock::now() < end);
+  } while (out.steps_done < n_steps && !out.stopped && Clock::now() < end);
   return out;
 }
 
-template Stretch train<float>(const TaskSpec&, const TrainingSpec&, const TrainedArrays<float>&, int64_t, int64_t, double,
-                              double, int);
-template Stretch train<double>(const TaskSpec&, const TrainingSpec&, const TrainedArrays<double>&, int64_t, int64_t,
-                               double, double, int);
+template Stretch train<float>(const TaskSpec&, const TrainingSpec&, const GroupSpec&, const TrainedArrays<float>&, int64_t,
+                              int64_t, double, double, int, bool);
+template Stretch train<double>(const TaskSpec&, const TrainingSpec&, const GroupSpec&, const TrainedArrays<double>&,
+                               int64_t, int64_t, double, double, int, bool);
 
 }  // namespace mhicl

@@ -32,8 +32,10 @@ std::tuple<double, at::Tensor, at::Tensor> step_of(const TaskSpec& task, const s
   std::copy_n(kq.const_data_ptr<T>(), kq.numel(), weights.kq.data());
   std::copy_n(ov.const_data_ptr<T>(), ov.numel(), weights.ov.data());
   with_value_errors([&] { check_weights(estimator, task, weights); });
-  Team team(useful_threads(n_prompts, threads));
-  const double loss = (*make_estimate<T>(estimator, task, n_prompts))(weights, range, team, gradient);
+  Peers alone({});
+  Team team(useful_threads(alone.group(), n_prompts, threads));
+  bool stop = false;
+  const double loss = (*make_estimate<T>(estimator, task, n_prompts))(weights, range, team, alone, stop, gradient);
   at::Tensor grad_kq = at::empty_like(kq), grad_ov = at::empty_like(ov);
   std::copy(gradient.kq.begin(), gradient.kq.end(), grad_kq.mutable_data_ptr<T>());
   std::copy(gradient.ov.begin(), gradient.ov.end(), grad_ov.mutable_data_ptr<T>());
@@ -71,26 +73,28 @@ TrainedArrays<T> trained_arrays(const std::vector<at::Tensor>& parameters, const
   return arrays;
 }
 
-std::tuple<int64_t, bool, double, double, double, double, double> train_steps(
+StepsDone train_steps(
     const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& state, const at::Tensor& support,
     const at::Tensor& signal, const std::optional<at::Tensor>& covariance_factor, const std::optional<at::Tensor>& atoms,
     int64_t context_length, double noise_std, bool noisy_target, c10::string_view estimator, int64_t n_prompts,
     int64_t seed, int64_t step, int64_t n_steps, double max_seconds, double scale, c10::string_view optimizer,
-    double learning_rate, double step_cap, double momentum, double weight_decay, double flow_time, int64_t threads) {
+    double learning_rate, double step_cap, double momentum, double weight_decay, double flow_time, int64_t threads,
+    int64_t rank, int64_t world, c10::string_view group, bool tree, bool stop) {
   const std::pair<TaskSpec, TrainingSpec> checked =
       checked_training(parameters, state, support, signal, covariance_factor, atoms, context_length, noise_std,
                        noisy_target, estimator, n_prompts, seed, step, n_steps, scale, optimizer, learning_rate, step_cap,
                        momentum, weight_decay, threads);
+  const GroupSpec peers = checked_group(rank, world, group, tree);
   const TaskSpec& task = checked.first;
   const TrainingSpec& spec = checked.second;
   const Stretch out = AT_DISPATCH_FLOATING_TYPES(parameters[0].scalar_type(), "train_steps", [&] {
     const TrainedArrays<scalar_t> arrays = trained_arrays<scalar_t>(parameters, state);
     return with_value_errors([&] {
-      return train<scalar_t>(task, spec, arrays, step, n_steps, max_seconds, flow_time, int(threads));
+      return train<scalar_t>(task, spec, peers, arrays, step, n_steps, max_seconds, flow_time, int(threads), stop);
     });
   });
-  return {out.steps_done, out.finite, out.first_loss, out.first_gradient_norm, out.last_loss, out.flow_time,
-          out.step_size};
+  return {out.steps_done, out.finite,    out.first_loss, out.first_gradient_norm, out.last_loss,
+          out.flow_time,  out.step_size, out.stopped,    out.lost};
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ struct UpdateKernels {
   void (*descend_with_momentum)(const UpdateParams<T>&);
   void (*adapt_moments)(const UpdateParams<T>&);
   double (*sum_of_squares)(const T* g, int64_t count);
+  // Σ over rows up their tree: the largest power of two below their number, then the others, each summed likewise.
   void (*add_rows)(const T* rows, int64_t slices, int64_t size, int64_t begin, int64_t end, double* sums);
   T (*largest_magnitude)(const T* g, int64_t count);
 };

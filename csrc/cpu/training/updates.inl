@@ -12,7 +12,9 @@ double sum_of_squares(const T* g, int64_t count) {
   return total;
 }
 
-// Σ over `slices` rows of `size` numbers, one row after another, of columns [begin, end).
+// Σ over `slices` ≤ 64 rows of `size` numbers, of columns [begin, end). Pairs of sums over equally many rows are added up as
+// soon as they are there, so the sums that wait are those of the ones in the binary number of the rows so far; eight rows
+// at a time stay in registers.
 template <class T>
 void add_rows(const T* rows, int64_t slices, int64_t size, int64_t begin, int64_t end, double* sums) {
   constexpr int lanes = kLanes<T>;
@@ -20,10 +22,25 @@ void add_rows(const T* rows, int64_t slices, int64_t size, int64_t begin, int64_
   for (int64_t at = begin; at < end; at += lanes) {
     const int64_t count = std::min<int64_t>(lanes, end - at);
     const Head<T> here(count);
-    Doubles sum{};
-    for (int64_t slice = 0; slice < slices; ++slice) {
-      sum += __builtin_convertvector(load(rows + slice * size + at, here), Doubles);
+    Doubles waiting[7];
+    int depth = 0;
+    const auto pair = [&](int64_t slice) MHICL_INLINE_LAMBDA {
+      const T* row = rows + slice * size + at;
+      return __builtin_convertvector(load(row, here), Doubles) + __builtin_convertvector(load(row + size, here), Doubles);
+    };
+    int64_t slice = 0;
+    for (; slice + 8 <= slices; slice += 8) {
+      Doubles sum = (pair(slice) + pair(slice + 2)) + (pair(slice + 4) + pair(slice + 6));
+      for (int64_t pairs = slice / 8; pairs & 1; pairs >>= 1) sum = waiting[--depth] + sum;
+      waiting[depth++] = sum;
     }
+    for (; slice < slices; ++slice) {
+      Doubles sum = __builtin_convertvector(load(rows + slice * size + at, here), Doubles);
+      for (int64_t pairs = slice; pairs & 1; pairs >>= 1) sum = waiting[--depth] + sum;
+      waiting[depth++] = sum;
+    }
+    Doubles sum = waiting[--depth];
+    while (depth > 0) sum = waiting[--depth] + sum;
     std::memcpy(sums + at, &sum, size_t(count) * sizeof(double));
   }
 }

@@ -110,16 +110,20 @@ Progress evaluate(const SessionSpec& spec, const SessionTensors& tensors, int64_
   return session->read_progress(stream);
 }
 
-std::tuple<int64_t, bool, double, double, double, double, double> train_steps(
+StepsDone train_steps(
     const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& state, const at::Tensor& support,
     const at::Tensor& signal, const std::optional<at::Tensor>& covariance_factor, const std::optional<at::Tensor>& atoms,
     int64_t context_length, double noise_std, bool noisy_target, c10::string_view estimator, int64_t n_prompts,
     int64_t seed, int64_t step, int64_t n_steps, double max_seconds, double scale, c10::string_view optimizer,
-    double learning_rate, double step_cap, double momentum, double weight_decay, double flow_time, int64_t threads) {
+    double learning_rate, double step_cap, double momentum, double weight_decay, double flow_time, int64_t threads,
+    int64_t rank, int64_t world, c10::string_view group, bool tree, bool stop) {
   auto [task, training] =
       checked_training(parameters, state, support, signal, covariance_factor, atoms, context_length, noise_std,
                        noisy_target, estimator, n_prompts, seed, step, n_steps, scale, optimizer, learning_rate, step_cap,
                        momentum, weight_decay, threads);
+  TORCH_CHECK_VALUE(checked_group(rank, world, group, tree).size == 1,
+                    "train_steps on a GPU takes one process: runs of several go through flow_step, step by step");
+  if (stop) n_steps = std::min<int64_t>(n_steps, 1);
   const SessionSpec spec = {.task = std::move(task),
                             .training = std::move(training),
                             .first_prompt = 0,
@@ -131,7 +135,7 @@ std::tuple<int64_t, bool, double, double, double, double, double> train_steps(
   const Progress p = n_steps == 0 ? evaluate(spec, tensors, step, flow_time, place.stream())
                                   : train(spec, tensors, step, n_steps, max_seconds, flow_time, place.stream());
   if (p.finite) check_weights(p, spec);
-  return {p.steps_done, p.finite, p.first_loss, p.first_gradient_norm, p.last_loss, p.flow_time, p.step_size};
+  return {p.steps_done, p.finite, p.first_loss, p.first_gradient_norm, p.last_loss, p.flow_time, p.step_size, stop, ""};
 }
 
 }  // namespace
