@@ -331,6 +331,6 @@ def test_every_folder_of_a_run_can_be_loaded_and_drawn(finished: LoadedSweep) ->
 
 def test_a_device_that_cannot_be_had_is_told_before_there_is_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "new"
-    with pytest.raises(ConfigError, match="or use device=cpu"):
+    with pytest.raises(ConfigError, match="or choose cpu"):
         run_sweep([replace(TINY, device="cuda:99")], path)
     assert not path.exists()

@@ -11,7 +11,7 @@ import pytest
 
 from mhicl_fast.presets import preset
 from mhicl_fast.sweep import pool
-from mhicl_fast.sweep.pool import Work, execute
+from mhicl_fast.sweep.pool import Work, execute, longest_first
 from mhicl_fast.sweep.pool import _Worker as Process
 
 DEMO = preset("demo")
@@ -120,7 +120,7 @@ def test_the_longest_first_and_all_cores_to_the_end(monkeypatch: pytest.MonkeyPa
     script = Script(3)
     done = [(2, {"run": 2, "step": 7}), *((n, {"run": n, "finished": True}) for n in (2, 4, 1, 0, 3))]
     drive(monkeypatch, script, done)
-    execute(work(10, 20, 50, 5, 40), 3, script)
+    execute(longest_first(work(10, 20, 50, 5, 40)), 3, script)
     assert script.sharing == [
         {2: 1, 4: 1, 1: 1}, {2: 1, 4: 1, 1: 1}, {0: 1, 4: 1, 1: 1}, {0: 1, 3: 1, 1: 1}, {0: 1, 3: 2}, {3: 3},
     ]  # fmt: skip

@@ -66,9 +66,19 @@ class SweepFolder(LockedFolder):
         return [number for number in range(len(self.configs)) if not has_finished(run_path(self.path, number))]
 
 
+def definition(path: Path) -> Path:
+    """The file that makes a folder a sweep's, written once."""
+    return path / _FILE
+
+
 def is_sweep(path: Path) -> bool:
     """Whether a folder is a sweep's."""
-    return (path / _FILE).exists()
+    return definition(path).exists()
+
+
+def holds(path: Path, configs: Sequence[RunConfig]) -> bool:
+    """Whether a folder is that of a sweep of these very runs; FolderError where it is a damaged one's."""
+    return is_sweep(path) and read_sweep(path)[0] == list(configs)
 
 
 def run_path(path: Path, number: int) -> Path:
@@ -86,7 +96,7 @@ def has_finished(path: Path) -> bool:
 
 def read_sweep(path: Path) -> tuple[list[RunConfig], dict[str, str]]:
     """The configurations and the versions of the sweep in a folder; FolderError where there is none."""
-    file = path / _FILE
+    file = definition(path)
     content = read_json(file, ("format", "versions", "runs"))
     if content is None:
         raise FolderError(f"{path} is not a sweep's folder: it has no {_FILE}")
@@ -115,10 +125,9 @@ def _check_runs(configs: Sequence[RunConfig]) -> None:
 def _refuse_occupied(path: Path, configs: Sequence[RunConfig]) -> None:
     """FolderError unless the folder is empty, but for what a start killed before it stored its runs left."""
     if is_sweep(path):
-        same = read_sweep(path)[0] == list(configs)
         raise FolderError(
             f"{path} holds this very sweep already; go on with it: mhicl resume {path}"
-            if same
+            if holds(path, configs)
             else f"{path} holds another sweep; choose another folder"
         )
     leftovers = {f".{_FILE}.tmp", "runs", "figures"}

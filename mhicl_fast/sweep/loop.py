@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ..train.config import ConfigError, RunConfig
+from ..processes import ALONE, Processes
+from ..train.config import RunConfig
+from .claims import Plan, claims, cores_for, places, to_do
 from .dimensions import varied_keys
-from .folder import SweepFolder, run_path
-from .pool import Work, execute
+from .events import Followers
+from .folder import SweepFolder, holds
+from .pool import Work, execute, interrupted_by_sigterm, longest_first
 from .results import LoadedSweep, load_sweep, read_row, write_summary, write_table
 
 _TABLE_EVERY = 1.0  # seconds at least between two versions of table.csv
@@ -32,42 +34,52 @@ class SweepObserver(Protocol):
 
 
 def run_sweep(
-    configs: Iterable[RunConfig], path: str | Path, *, jobs: int | None = None, observer: SweepObserver | None = None
+    configs: Iterable[RunConfig],
+    path: str | Path,
+    *,
+    jobs: int | None = None,
+    observer: SweepObserver | None = None,
+    processes: Processes = ALONE,
 ) -> LoadedSweep:
     """Do all runs, each of its own shape, in a new folder, on `jobs` cores (None: all), and return the results.
 
     A run that fails is a row of the table that says so, `LoadedSweep.failures`, and stops no other. A run's folder has
     the files of a plain run of its configuration, to the bit, but no figures.
 
+    With several `processes` this is for the one that leads, while the others `follow_sweep`; each uses `jobs` cores
+    (None: its part of its machine's), and all need the same file system. Where torchrun has started them again, the
+    sweep goes on.
+
     Raises ConfigError for a list that is empty, longer than MOST_RUNS or holds a run twice, or jobs < 1; FolderError
-    where the folder cannot be used; StorageError where a file of the sweep cannot be written; KeyboardInterrupt on
-    Ctrl-C, after a checkpoint of each run. After the last two the folder can be resumed.
+    where the folder cannot be used; StorageError where a file of the sweep cannot be written; DistributedError where a
+    process cannot work or has not been heard of for `processes.timeout` seconds; KeyboardInterrupt on Ctrl-C and
+    SIGTERM, after a checkpoint of each run. After the last three the folder can be resumed.
     """
-    cores = _cores(jobs)
-    with SweepFolder.create(Path(path), list(configs)) as folder:
-        return _complete(folder, cores, observer)
+    cores = cores_for(jobs, processes)
+    path, configs = Path(path), list(configs)
+    again = processes.restarts > 0 and holds(path, configs)
+    with SweepFolder.open(path) if again else SweepFolder.create(path, configs) as folder:
+        return _complete(folder, cores, observer, processes)
 
 
-def resume_sweep(path: str | Path, *, jobs: int | None = None, observer: SweepObserver | None = None) -> LoadedSweep:
-    """Go on with the sweep in a folder: finished runs are kept, all others, failed ones too, go on from
-    their last checkpoint.
+def resume_sweep(
+    path: str | Path,
+    *,
+    jobs: int | None = None,
+    observer: SweepObserver | None = None,
+    processes: Processes = ALONE,
+) -> LoadedSweep:
+    """Go on with the sweep in a folder, with any number of processes: finished runs are kept, all others, failed ones
+    too, go on from their last checkpoint.
 
     Raises what `run_sweep` raises.
     """
-    cores = _cores(jobs)
+    cores = cores_for(jobs, processes)
     with SweepFolder.open(Path(path)) as folder:
-        return _complete(folder, cores, observer)
+        return _complete(folder, cores, observer, processes)
 
 
-def _cores(jobs: int | None) -> int:
-    if jobs is None:
-        return len(os.sched_getaffinity(0))
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ConfigError(f"jobs must be a positive integer, got {jobs!r}")
-    return jobs
-
-
-def _complete(folder: SweepFolder, cores: int, observer: SweepObserver | None) -> LoadedSweep:
+def _complete(folder: SweepFolder, cores: int, observer: SweepObserver | None, processes: Processes) -> LoadedSweep:
     """Do what is to do, then write results and figures; after Ctrl-C the results so far."""
     from .figures import save_sweep_figures  # drawing libraries take a second to import
 
@@ -75,14 +87,28 @@ def _complete(folder: SweepFolder, cores: int, observer: SweepObserver | None) -
     unfinished = folder.unfinished()
     if observer is not None:
         observer.begin(unfinished)
-    work = [Work(number, folder.configs[number], run_path(folder.path, number)) for number in unfinished]
+    work = longest_first(to_do(folder.configs, folder.path, unfinished, processes))
     try:
-        execute(work, cores, progress)
+        with interrupted_by_sigterm():
+            if processes.size == 1:
+                execute(work, cores, progress)
+            else:
+                _lead(folder.path, work, cores, progress, processes)
     finally:
         sweep = progress.results()
         write_summary(sweep)
     save_sweep_figures(sweep)
     return sweep
+
+
+def _lead(path: Path, work: Sequence[Work], cores: int, progress: _Progress, processes: Processes) -> None:
+    """Do runs until none is left, as the followers do."""
+    plan = Plan.of(path, work)
+    store = plan.store(processes)
+    followers = Followers(processes, store, path, progress)
+    processes.tell(plan.word())
+    execute(claims(work, store), cores, progress, places(len(work), cores, processes), followers.attend)
+    followers.wait()
 
 
 class _Progress:

@@ -8,31 +8,43 @@ its memory, takes no other with it. A worker takes about two seconds to start an
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 from ..train.config import RunConfig
+from ..train.interruptions import is_another_wish
 
 # The parent's search path is the child's: the package may not be installed.
 _COMMAND = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mhicl_fast.sweep.worker import serve; serve()"
 _LAST_WORDS = 4096
+# By which a process knows that torchrun has started it, and with which others: a worker was not, and has none.
+_TORCHRUN = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|TORCH_NCCL_ASYNC_ERROR_HANDLING"
+)
+_ATTEND_EVERY = 0.1  # seconds
 
 
 class Work(NamedTuple):
-    """A run that is to be done: its number, configuration and folder, new or to be resumed."""
+    """A run that is to be done: its number, configuration and folder, new or to be resumed; `gpu` is the number of the
+    one that a device without a number means (None: the first)."""
 
     number: int
     config: RunConfig
     path: Path
+    gpu: int | None = None
 
 
 class Listener(Protocol):
@@ -48,14 +60,50 @@ class Listener(Protocol):
         """A run has warned."""
 
 
-def execute(work: Sequence[Work], cores: int, listener: Listener) -> None:
-    """Do all the work on so many cores. KeyboardInterrupt stops every run with a checkpoint, a second one at once."""
-    # The longest first, so that the cores are busy to the end.
-    pool = _Pool(deque(sorted(work, key=lambda item: -_operations(item.config))), cores, listener)
+def longest_first(work: Iterable[Work]) -> list[Work]:
+    """The work in the order that keeps cores busy to the end."""
+    return sorted(work, key=lambda item: -_operations(item.config))
+
+
+def execute(
+    work: Iterable[Work],
+    cores: int,
+    listener: Listener,
+    places: int | None = None,
+    attend: Callable[[], None] | None = None,
+) -> None:
+    """Do all the work on so many cores, which is asked for one by one when there is a place free, of `places` (None:
+    as many as cores). `attend` is called many times a second.
+
+    KeyboardInterrupt stops every run with a checkpoint, a second one at once.
+    """
+    pool = _Pool(iter(work), cores, cores if places is None else places, listener)
     try:
-        pool.work()
+        pool.work(attend)
     finally:
         pool.stop()
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM, with which torchrun and cluster schedulers end a process, is as Ctrl-C within; outside the main thread,
+    where signals cannot be handled, it stays as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    since = -math.inf
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        if is_another_wish(since):
+            since = time.monotonic()
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _operations(config: RunConfig) -> float:
@@ -65,19 +113,21 @@ def _operations(config: RunConfig) -> float:
 
 
 class _Pool:
-    def __init__(self, waiting: deque[Work], cores: int, listener: Listener) -> None:
+    def __init__(self, waiting: Iterator[Work], cores: int, places: int, listener: Listener) -> None:
         self._waiting = waiting
-        self._cores = cores
+        self._cores, self._places = cores, places
         self._listener = listener
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
 
-    def work(self) -> None:
+    def work(self, attend: Callable[[], None] | None) -> None:
         self._assign()
         while any(worker.number is not None for worker in self._workers):
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(None if attend is None else _ATTEND_EVERY):
                 self._hear(key.data)
             self._assign()
+            if attend is not None:
+                attend()
 
     def stop(self) -> None:
         """End all workers: those at work after a checkpoint, and on a second Ctrl-C at once."""
@@ -96,11 +146,13 @@ class _Pool:
     def _assign(self) -> None:
         """Give waiting runs to idle or new workers; once there are fewer runs than cores, runs get several threads."""
         idle = [worker for worker in self._workers if worker.number is None]
-        while len(idle) > len(self._waiting):
-            self._remove(idle.pop())
-        while self._waiting and (idle or len(self._workers) < self._cores):
-            worker = idle.pop() if idle else self._add()
-            worker.start(self._waiting.popleft())
+        while idle or len(self._workers) < self._places:
+            work = next(self._waiting, None)
+            if work is None:
+                break
+            (idle.pop() if idle else self._add()).start(work)
+        for worker in idle:
+            self._remove(worker)
         for place, worker in enumerate(self._workers):
             worker.set_threads((self._cores + place) // len(self._workers))  # in sum `cores`
 
@@ -132,6 +184,12 @@ class _Pool:
         return worker.wait()
 
 
+def _environment() -> dict[str, str]:
+    """A worker's: PyTorch's threads start at one, those of linear algebra stay there."""
+    own = {name: value for name, value in os.environ.items() if not _TORCHRUN.fullmatch(name)}
+    return own | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
 class _Worker:
     """A worker process seen from here. `number` is that of the run it is at, `gone` whether it has ended."""
 
@@ -141,14 +199,14 @@ class _Worker:
         self._threads = 1
         self._unread = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
-        # PyTorch's threads start at one, those of linear algebra stay there. A session of its own: Ctrl-C on the
-        # terminal reaches the parent alone; workers hear of it, as of the parent's death, by the end of their input.
+        # A session of its own: Ctrl-C on the terminal reaches the parent alone; workers hear of it, as of the parent's
+        # death, by the end of their input.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env=_environment(),
             start_new_session=True,
         )
         assert self._process.stdin is not None
@@ -157,7 +215,7 @@ class _Worker:
 
     def start(self, work: Work) -> None:
         self.number = work.number
-        self._send(run=work.number, path=str(work.path.absolute()), config=work.config.to_dict())
+        self._send(run=work.number, path=str(work.path.absolute()), config=work.config.to_dict(), gpu=work.gpu)
 
     def set_threads(self, threads: int) -> None:
         if threads != self._threads:

@@ -1,7 +1,8 @@
 """A worker process of a sweep: it runs what its standard input says, one run at a time.
 
-Requests are JSON objects, one a line: {"run": number, "path": folder, "config": {…}}, and at any time {"threads": how
-many to use from now on}. The end of the input, as when the parent is gone, stops a run as Ctrl-C does.
+Requests are JSON objects, one a line: {"run": number, "path": folder, "config": {…}, "gpu": number of the one that a
+device without a number means, or null}, and at any time {"threads": how many to use from now on}. The end of the input,
+as when the parent is gone, stops a run as Ctrl-C does.
 Answers: {"run", "step"} now and then, {"run", "finished": true} or {"run", "failed": reason}, and {"warning": text}.
 """
 
@@ -24,12 +25,13 @@ import torch
 
 from ..train.checkpoints import CheckpointError, CheckpointStore
 from ..train.config import RunConfig
-from ..train.folder import FolderError, read_config
+from ..train.folder import FolderError, lock_folder, read_config
 from ..train.loop import Progress, resume, run
 from ..train.stepping import TrainingError
 from ..train.storage import StorageError, write_fully
 
 _REPORT_EVERY = 0.2  # seconds between answers about steps
+_LAST_OWNER_S = 30.0  # in which a worker whose parent was killed has ended its run with a checkpoint
 _EXPECTED = (TrainingError, FolderError, CheckpointError, StorageError)  # their messages need no name of a type
 
 
@@ -69,6 +71,7 @@ class _Worker:
         while (request := self._requests.get()) is not None:
             number = request["run"]
             try:
+                _choose_gpu(request["gpu"])
                 self._run(number, Path(request["path"]), RunConfig.from_dict(request["config"]))
             except Exception as error:  # one run's failure, of whatever kind, is not the sweep's
                 traceback.print_exc()
@@ -85,6 +88,8 @@ class _Worker:
                 self._answered = now
                 self.answer(run=number, step=progress.step)
 
+        if path.exists():
+            os.close(lock_folder(path, _LAST_OWNER_S))
         checkpoints = CheckpointStore(path / "checkpoints", config.checkpoint_every, config.steps)
         self.answer(run=number, step=max(checkpoints.steps(), default=0))
         self._answered = 0.0
@@ -104,3 +109,8 @@ class _Worker:
     def answer(self, **content: Any) -> None:
         with suppress(BrokenPipeError):  # where the parent is gone the input ends, and the run is about to stop
             write_fully(self._answers, (json.dumps(content) + "\n").encode())
+
+
+def _choose_gpu(number: int | None) -> None:
+    if number is not None and torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())

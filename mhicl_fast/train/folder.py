@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from .config import ConfigError, RunConfig
 from .storage import reported, write_atomically
 
 FORMAT = 1
+_LOCK_EVERY = 0.05  # seconds between two attempts at a lock
 
 
 class FolderError(RuntimeError):
@@ -154,6 +156,11 @@ def read_config(path: Path) -> tuple[RunConfig, dict[str, str]]:
         raise FolderError(f"{file} is not a run's configuration: {error!r}") from error
 
 
+def holds(path: Path, config: RunConfig) -> bool:
+    """Whether the run in a folder, if there is one, is that of a configuration."""
+    return (path / "config.json").exists() and read_config(path)[0] == config
+
+
 def is_complete(path: Path) -> bool:
     """Whether the run in a folder is finished, results and figures included. One that lost its results is not."""
     return bool((read_json(path / "timing.json") or {}).get("complete")) and (path / "summary.json").exists()
@@ -186,21 +193,33 @@ def read_json(path: Path, needed: Iterable[str] = ()) -> dict[str, Any] | None:
     return content
 
 
-def lock_folder(path: Path) -> int:
+def lock_folder(path: Path, patience: float = 0.0) -> int:
     """Lock the folder itself, until the descriptor is closed or the process ends, however it ends.
 
-    Returns the descriptor; FolderError where another process has the folder.
+    Returns the descriptor; FolderError where another process has the folder, and still has it after `patience` seconds.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise FolderError(f"cannot open the folder {path}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        _lock(descriptor, path, time.monotonic() + patience)
+    except BaseException:
         os.close(descriptor)
-        raise FolderError(f"another process is running in {path}") from None
+        raise
     return descriptor
+
+
+def _lock(descriptor: int, path: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise FolderError(f"another process is running in {path}") from None
+            time.sleep(_LOCK_EVERY)
+        else:
+            return
 
 
 def _refuse_occupied(path: Path, config: RunConfig) -> None:
