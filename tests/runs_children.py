@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def _serve() -> None:
     from mhicl_fast.train import RunConfig
 
     torch.set_num_threads(1)
-    _quicken()
+    quicken()
     with tempfile.TemporaryDirectory() as folder:  # what is done once per process is then done before the forks
         loop.run(preset("demo").with_settings(_TINY), Path(folder) / "run")
     for line in sys.stdin:
@@ -131,17 +130,16 @@ def _observer(fault: dict[str, Any]) -> Any:
     return observe
 
 
-def _quicken() -> None:
+def quicken() -> None:
     """Quick figures in the place of real ones; no waiting for the disk, which only a power failure would need."""
+    import mhicl_fast.plots as plots
 
     def save_figures(run: Any) -> list[Path]:
         file = run.path / "figures" / "loss.png"
         file.write_bytes(repr([run.metrics["loss"].tolist(), run.summary["eval_loss"]]).encode())
         return [file]
 
-    plots = types.ModuleType("mhicl_fast.plots")
-    plots.save_figures = save_figures  # type: ignore[attr-defined]
-    sys.modules["mhicl_fast.plots"] = plots
+    plots.save_figures = save_figures
     os.fsync = lambda descriptor: None
 
 

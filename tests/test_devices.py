@@ -19,13 +19,16 @@ from torch._subclasses import FakeTensorMode
 import mhicl_fast
 from mhicl_fast import _extension, devices
 from mhicl_fast._extension import native
+from mhicl_fast.cli import main
 from mhicl_fast.devices import DeviceError, best_device, describe_device, named_device, runs_on
 from mhicl_fast.nn import route_sdpa
+from mhicl_fast.processes import Processes
 from mhicl_fast.sweep import expand
 from mhicl_fast.tasks import MultiTaskRegression
-from mhicl_fast.train import Adam, Combined, ConfigError, Factored, RunConfig, population_loss, resume, run
+from mhicl_fast.train import Adam, Combined, ConfigError, Factored, RunConfig, load_run, population_loss, resume, run
 from mhicl_fast.train.checkpoints import Checkpoint
-from mhicl_fast.train.loop import Progress, _Clock
+from mhicl_fast.train.clock import Clock
+from mhicl_fast.train.loop import Progress
 from mhicl_fast.train.machine import machine
 
 ALL = {"attention", "prompt_attention", "prompt_moments", "flow_step", "train_steps"}
@@ -156,7 +159,7 @@ class TestResolving:
         assert named_device("cuda", "train_steps") == torch.device("cuda", 0)
         assert named_device("cuda:1", "attention") == torch.device("cuda", 1)
         for device, operators, gpus, reason in (
-            ("cuda:2", ALL, 2, "device=cuda:2: GPUs are numbered from 0, and there are 2; or use device=cpu"),
+            ("cuda:2", ALL, 2, "device=cuda:2: GPUs are numbered from 0, and there are 2; or choose cpu"),
             ("cuda", ALL, 0, "sees no GPU"),
             ("cuda", {"attention"}, 1, "there is no CUDA kernel of train_steps"),
             ("cuda", set(), 1, "this build has no CUDA kernels"),
@@ -164,6 +167,21 @@ class TestResolving:
             build_with(monkeypatch, operators, gpus)
             with pytest.raises(ConfigError, match=reason):
                 dataclasses.replace(SMALL, device=device).resolved_device()
+
+    def test_each_of_several_processes_has_a_gpu_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        third = Processes(6, 8, 2, 4, "0")
+        build_with(monkeypatch, ALL, gpus=4)
+        for device in ("auto", "cuda"):
+            assert dataclasses.replace(SMALL, device=device).resolved_device(third) == torch.device("cuda", 2)
+        assert dataclasses.replace(SMALL, device="cpu").resolved_device(third) == torch.device("cpu")
+        assert dataclasses.replace(SMALL, reduction="tree").resolved_device(third) == torch.device("cpu")
+        one = dataclasses.replace(SMALL, device="cuda:1")
+        with pytest.raises(ConfigError, match="device=cuda:1 is one GPU for 4 processes; use device=cuda"):
+            one.resolved_device(third)
+        assert one.resolved_device(Processes(1, 2, 0, 1, "0")) == torch.device("cuda", 1)
+        build_with(monkeypatch, ALL, gpus=3)
+        with pytest.raises(ConfigError, match=r"there are 3 GPUs for 4 processes of this machine; .* device=cpu"):
+            SMALL.resolved_device(third)
 
     @pytest.mark.parametrize(
         ("architectures", "capability", "runs"),
@@ -226,6 +244,18 @@ class TestRuns:
             run(dataclasses.replace(SMALL, device="cuda"), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
+    def test_the_command_takes_a_device(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        small = ["n_prompts=16", "context_length=20", "steps=4", "eval_prompts=16", "order=leading"]
+        command = ["run", "demo", "--set", *small, "--out", str(tmp_path / "run"), "--device"]
+        if not torch.cuda.is_available():
+            assert main([*command, "cuda"]) == 2
+            told = capsys.readouterr().err
+            assert told.startswith("mhicl: device=cuda: ")
+            assert told.endswith("; or choose cpu\n")
+            assert not (tmp_path / "run").exists()
+        assert main([*command, "cpu"]) == 0
+        assert load_run(tmp_path / "run").config.device == "cpu"
+
     def test_the_machine_s_facts_name_the_device(self, tmp_path: Path) -> None:
         run(dataclasses.replace(SMALL, device="cpu"), tmp_path, figures=False)
         assert json.loads((tmp_path / "timing.json").read_text())["machine"]["trained on"] == "cpu"
@@ -244,7 +274,7 @@ class TestRuns:
         timing["machine"]["trained on"] = "cuda:0 (NVIDIA H100, CUDA 13.0)"
         (path / "timing.json").write_text(json.dumps(timing))
         if not torch.cuda.is_available():
-            with pytest.raises(ConfigError, match=r"device=cuda: .*or use device=cpu"):
+            with pytest.raises(ConfigError, match=r"device=cuda: .*or choose cpu"):
                 resume(path, figures=False)
         with pytest.warns(RuntimeWarning, match=r"the run was on cuda:0 \(.*\) and goes on on cpu"):
             finished = resume(path, figures=False, device="cpu")
@@ -262,7 +292,7 @@ class TestRuns:
             (tmp_path / f"{name}.json").write_text(json.dumps(stored))
         build_with(monkeypatch, ALL, gpus=1)
         with pytest.warns(RuntimeWarning, match=r"the run was on cpu and goes on on cuda:0 \(NVIDIA H100"):
-            _Clock(tmp_path / "timing.json", torch.device("cuda", 0))
+            Clock(tmp_path / "timing.json", torch.device("cuda", 0))
         build_with(monkeypatch, set())
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)

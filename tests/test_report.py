@@ -230,7 +230,9 @@ def test_the_command_repeats_the_run(folders: dict[str, Path], name: str, monkey
     words = shlex.split(command(config))
     asked: list[tuple[RunConfig, str]] = []
     if words[0] == "mhicl":
-        monkeypatch.setattr("mhicl_fast.train.loop.run", lambda config, path, bar: asked.append((config, str(path))))
+        monkeypatch.setattr(
+            "mhicl_fast.train.loop.run", lambda config, path, bar, **_: asked.append((config, str(path)))
+        )
         monkeypatch.setattr("mhicl_fast.train.table.results_table", lambda finished: "")
         assert main(words[1:]) == 0
     else:

@@ -215,7 +215,7 @@ def test_a_run_is_the_same_on_an_independent_implementation(
     config = dataclasses.replace(CONFIG, steps=60, eval_prompts=64, optimizer=optimizer, step_cap=None)
     native = run(config, tmp_path / "native")
 
-    def in_python(objective: Objective, parameters: Parameters, optimizer: Optimizer) -> PythonStepper:
+    def in_python(objective: Objective, parameters: Parameters, optimizer: Optimizer, *_: object) -> PythonStepper:
         def gradients(kq: Tensor, ov: Tensor, step: int) -> LossAndGradients:
             kq, ov = kq.clone().requires_grad_(), ov.clone().requires_grad_()
             options = {"n_prompts": objective.n_prompts, "seed": objective.seed, "step": step}

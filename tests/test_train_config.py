@@ -180,3 +180,15 @@ def test_evaluation_prompts_are_fresh() -> None:
     config = preset("demo")
     assert config.evaluation_seed != config.seed
     assert dataclasses.replace(config, seed=2**62 - 1).evaluation_seed < 2**63
+
+
+def test_the_reduction_does_not_tell_one_run_from_another() -> None:
+    tree = preset("demo").with_settings(["reduction=tree"])
+    assert tree == preset("demo")
+    assert RunConfig.from_dict(json.loads(tree.to_json())).reduction == "tree"
+    old = {key: value for key, value in tree.to_dict().items() if key != "reduction"}
+    assert RunConfig.from_dict(old).reduction == "all-reduce"
+    with pytest.raises(ConfigError, match="reduction must be one of all-reduce, tree"):
+        preset("demo").with_settings(["reduction=ring"])
+    with pytest.raises(ConfigError, match="reduction=tree is for CPUs, got device=cuda; use reduction=all-reduce"):
+        tree.with_settings(["device=cuda"])

@@ -4,7 +4,7 @@ from .config import ConfigError, RunConfig
 from .hessian import HessianOperator, HessianProduct, hessian, hessian_vector_product
 from .lengths import LengthCurve, measure_lengths
 from .loaded import LoadedRun, load_run
-from .loop import resume, run
+from .loop import follow, resume, run
 from .matrix.flow import FlowProgress, MatrixFlowError, matrix_flow
 from .matrix.stability import GrowthRates, MatrixStability, matrix_stability
 from .matrix.trajectory import MatrixTrajectory, SpectralPath
@@ -41,6 +41,7 @@ __all__ = [
     "SpectralPath",
     "balanced_decomposable",
     "evaluate",
+    "follow",
     "gradient_noise",
     "hessian",
     "hessian_vector_product",

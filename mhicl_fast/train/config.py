@@ -1,6 +1,7 @@
 """A run's configuration: everything its result depends on, as one flat, validated, JSON-able record.
 
-Where it trains is in it too, but does not tell one run from another: results differ in rounding alone.
+Where it trains, and how processes add up their shares, is in it too, but does not tell one run from another: results
+differ in rounding alone.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 import torch
 
 from ..devices import CPU, NAMED, DeviceError, best_device, named_device
+from ..processes import ALONE, Processes
 from ..tasks import MultiTaskRegression
 from .objective import ESTIMATORS, ON_GPUS, Objective
 from .optimisers import OPTIMIZERS, WEIGHT_DECAY, Optimizer, make_optimizer
 from .parameters import Parameters
 from .starts import STARTS, initial_parameters
+from .stepping import REDUCTIONS
 from .taskspec import parse_covariance, parse_signal, parse_support
 
 MAX_SEED = 2**62 - 1  # the bits above are left to the streams of prompts that do not train
@@ -103,6 +106,13 @@ class RunConfig:
         "auto",
         compare=False,
     )
+    reduction: str = _option(
+        "how processes add up gradients: in any order, or, on CPUs, in one whose results are the same to the bit for "
+        "any number of them",
+        "all-reduce",
+        choices=REDUCTIONS,
+        compare=False,
+    )
     seed: int = _option("seed of start and prompts", 0, low=0, high=MAX_SEED)
 
     def __post_init__(self) -> None:
@@ -130,9 +140,9 @@ class RunConfig:
         if self.device != "auto" and not NAMED.fullmatch(self.device):
             raise ConfigError(f"device must be auto, cpu, cuda, or cuda with a number as cuda:1, got {self.device!r}")
         if self.device.startswith("cuda") and self.estimator == "subspace":
-            raise ConfigError(
-                "estimator=subspace is computed on the CPU alone; use device=cpu, or estimator=conditional"
-            )
+            raise ConfigError("estimator=subspace is computed on the CPU alone; choose cpu, or estimator=conditional")
+        if self.device.startswith("cuda") and self.reduction == "tree":
+            raise ConfigError(f"reduction=tree is for CPUs, got device={self.device}; use reduction=all-reduce")
         if self.n_tasks > 1 and self.support == "blocks" and self.dim_x < self.n_tasks:
             raise ConfigError(f"support=blocks needs dim_x ≥ n_tasks, got {self.dim_x} and {self.n_tasks}")
         try:
@@ -172,14 +182,36 @@ class RunConfig:
             dtype=dtype or self.torch_dtype(),
         )
 
-    def resolved_device(self) -> torch.device:
-        """What `device` comes to on this machine; ConfigError where that cannot be had."""
+    def resolved_device(self, processes: Processes = ALONE) -> torch.device:
+        """What `device` comes to on this machine, for each of several processes a GPU of its own.
+
+        ConfigError where that cannot be had.
+        """
         if self.device == "auto":
-            return best_device("train_steps") if self.estimator in ON_GPUS else CPU
-        try:
-            return named_device(self.device, "train_steps")
-        except DeviceError as error:
-            raise ConfigError(f"{error}; or use device=cpu") from error
+            on_gpus = self.estimator in ON_GPUS and self.reduction != "tree"
+            device = best_device("train_steps") if on_gpus else CPU
+        else:
+            try:
+                device = named_device(self.device, "train_steps")
+            except DeviceError as error:
+                raise ConfigError(f"{error}; or choose cpu") from error
+        return device if device.type == "cpu" else self._own_gpu(device, processes)
+
+    def _own_gpu(self, device: torch.device, processes: Processes) -> torch.device:
+        """That of the process's number on its machine; `device` where it has the machine to itself."""
+        if processes.local_size == 1:
+            return device
+        if self.device not in ("auto", "cuda"):
+            raise ConfigError(
+                f"device={self.device} is one GPU for {processes.local_size} processes; use device=cuda, which gives "
+                "each its own"
+            )
+        if processes.local_size > torch.cuda.device_count():
+            raise ConfigError(
+                f"there are {torch.cuda.device_count()} GPUs for {processes.local_size} processes of this machine; "
+                "start as many, or choose cpu"
+            )
+        return torch.device("cuda", processes.local_rank)
 
     def objective(self) -> Objective:
         """The loss and its gradient, step by step."""

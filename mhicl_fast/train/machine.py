@@ -9,10 +9,12 @@ import torch
 
 from .._extension import native
 from ..devices import describe_device
+from ..processes import ALONE, Processes
 
 
-def machine(device: torch.device | None = None) -> dict[str, str]:
-    """Processor, instruction set, threads, platform, compiler, and the device where one is given, in words."""
+def machine(device: torch.device | None = None, processes: Processes = ALONE) -> dict[str, str]:
+    """Processor, instruction set, threads, platform, compiler, in words; where there are any to name, the device, and
+    the processes that share the work."""
     facts = {
         "processor": _processor(),
         "instruction set": native.active_isa(),
@@ -20,6 +22,8 @@ def machine(device: torch.device | None = None) -> dict[str, str]:
         "platform": platform.platform(),
         "compiler": native.build_facts()["compiler"],
     }
+    if processes.size > 1:
+        facts["processes"] = f"{processes.size}, {processes.local_size} on this machine; threads are those of each"
     return facts if device is None else {"trained on": describe_device(device), **facts}
 
 
