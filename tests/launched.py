@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,10 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def command(n_processes: int, arguments: Sequence[str | Path], restarts: int = 0) -> list[str]:
-    """torchrun with a script or `-m module` and its arguments."""
+def command(
+    n_processes: int, arguments: Sequence[str | Path], restarts: int = 0, meeting: Sequence[str] = ("--standalone",)
+) -> list[str]:
+    """torchrun with a script or `-m module` and its arguments; `meeting`: where it meets those of other machines."""
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(sys.executable, "-m", "torch.distributed.run", *meeting),
         *("--nproc-per-node", str(n_processes), "--max-restarts", str(restarts)),
         *map(str, arguments),
     ]
@@ -43,19 +46,33 @@ def torchrun(
     )
 
 
+def two_machines() -> tuple[str, ...]:
+    """Where two launches of torchrun meet that stand for two machines."""
+    with socket.create_server(("localhost", 0)) as free:
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    return ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "a", "--rdzv-endpoint", endpoint)
+
+
 class Launch:
     """torchrun in the background, with `mhicl` and its arguments."""
 
-    def __init__(self, folder: Path, n_processes: int, arguments: Sequence[str | Path], restarts: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        n_processes: int,
+        arguments: Sequence[str | Path],
+        restarts: int = 0,
+        meeting: Sequence[str] = ("--standalone",),
+    ) -> None:
         self._files = [folder / name for name in ("torchrun.out", "torchrun.err")]
         with self._files[0].open("w") as out, self._files[1].open("w") as err:
-            everything = command(n_processes, ["-m", "mhicl_fast", *arguments], restarts)
+            everything = command(n_processes, ["-m", "mhicl_fast", *arguments], restarts, meeting)
             self.process = subprocess.Popen(everything, env=environment(), stdout=out, stderr=err)
 
-    def worker(self, rank: int) -> int:
-        """The id of the process that has this rank now."""
+    def worker(self, rank: int, patience: float = 60) -> int:
+        """The id of the process that has this rank now, or has it within so many seconds."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             for pid in children.read_text().split():
                 with suppress(OSError):

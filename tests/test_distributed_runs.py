@@ -12,11 +12,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import Launch, torchrun
+from launched import Launch, torchrun, two_machines
 from run_groups import GroupServer
 from runs_children import deterministic_files
 
@@ -67,6 +68,14 @@ def _await(reached: Callable[[], bool], seconds: float = 120) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def _of_rank(launches: list[Launch], rank: int) -> int:
+    """The id of the process of this rank, whichever launch has it: torchrun gives out ranks as machines come."""
+    for launch in launches:
+        with suppress(TimeoutError):
+            return launch.worker(rank, patience=1)
+    raise TimeoutError(f"no process of rank {rank}")
 
 
 def ends_as(unbroken: Path, path: Path) -> bool:
@@ -266,6 +275,18 @@ class TestRestarted:
         assert launch.wait() == 0, launch.errors
         assert launch.printed.count("final loss") == 1
         assert ends_as(long, tmp_path / "run")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_two_machines_restart_after_a_kill_on_one(self, long: Path, tmp_path: Path, rank: int) -> None:
+        path, meeting, launches = tmp_path / "run", two_machines(), []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            launches.append(Launch(tmp_path / name, 1, [*LONG, path], restarts=3, meeting=meeting))
+        _await(lambda: _rows(path) > 20)
+        os.kill(_of_rank(launches, rank), signal.SIGKILL)
+        assert [launch.wait() for launch in launches] == [0, 0], [launch.errors for launch in launches]
+        assert ends_as(long, path)
 
     @pytest.mark.slow
     def test_killed_ten_times_in_a_row(self, tmp_path: Path) -> None:
