@@ -214,7 +214,7 @@ class TestLost:
         group = groups.start(3, [*TREE, tmp_path], faults={1: (33, signal.SIGKILL)})
         assert group.statuses() == [1, -signal.SIGKILL, 1]
         assert group.errors(0).startswith("mhicl: lost another process at step 33: ")
-        assert "A checkpoint of step 33 is stored; go on with: mhicl resume" in group.errors(0)
+        assert "A checkpoint of step 33 is stored; unless torchrun starts the run again, go on" in group.errors(0)
         assert "process 2 of 3 (numbered from 0) lost the others at step 33: " in group.errors(2)
         assert (tmp_path / "checkpoints" / "step_000000033.ckpt").exists()
         assert groups.start(1, ["resume", tmp_path]).statuses() == [0]
