@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from launched import environment
-from runs_children import quicken
+from line_server import LineServer
+from runs_children import TINY, quicken
 from torch.distributed import TCPStore
 
 from mhicl_fast.cli import main
 
-_TINY = ("context_length=8", "n_prompts=4", "steps=2", "eval_prompts=4", "order=leading")
 _PATIENCE = timedelta(seconds=60)
 
 
@@ -62,9 +61,8 @@ class GroupServer:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="groups-")
-        self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-        )
+        self._server = LineServer(__file__, environment())
+        self.ask = self._server.ask
 
     def start(
         self,
@@ -109,21 +107,11 @@ class GroupServer:
         pids = self.ask({"start": processes, "arguments": list(map(str, arguments))})
         return Group(self, store, attempt, pids, *files)
 
-    def ask(self, request: Mapping[str, Any]) -> Any:
-        """The server's answer."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
-
     def __enter__(self) -> GroupServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait()
+        self._server.close()
         self._folder.cleanup()
 
 
@@ -134,7 +122,7 @@ def _serve() -> None:
     quicken()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         told, sys.stdout = sys.stdout, nowhere
-        main(["run", "demo", "--set", *_TINY, "--out", f"{folder}/run"])  # what is done once is done before the forks
+        main(["run", "demo", "--set", *TINY, "--out", f"{folder}/run"])  # what is done once is done before the forks
         sys.stdout = told
     for line in sys.stdin:
         request = json.loads(line)

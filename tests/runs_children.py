@@ -14,14 +14,15 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-_TINY = ("context_length=8", "n_prompts=4", "steps=2", "eval_prompts=4", "order=leading")
+from line_server import LineServer
+
+TINY = ("context_length=8", "n_prompts=4", "steps=2", "eval_prompts=4", "order=leading")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,18 +34,12 @@ class Children:
         descriptor, name = tempfile.mkstemp(prefix="stderr-")
         os.close(descriptor)
         self._errors = Path(name)
-        self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self._server = LineServer(__file__, environment)
 
     def __call__(self, action: str, path: Path, config: dict[str, Any] | None = None, **fault: Any) -> int:
         """Run or resume in a child with a fault; returns its exit status."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
         request = {"action": action, "path": str(path), "config": config, "fault": fault, "errors": str(self._errors)}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        return int(self._server.ask(request))
 
     @property
     def errors(self) -> str:
@@ -55,9 +50,7 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait()
+        self._server.close()
         self._errors.unlink()
 
 
@@ -82,7 +75,7 @@ def _serve() -> None:
     torch.set_num_threads(1)
     quicken()
     with tempfile.TemporaryDirectory() as folder:  # what is done once per process is then done before the forks
-        loop.run(preset("demo").with_settings(_TINY), Path(folder) / "run")
+        loop.run(preset("demo").with_settings(TINY), Path(folder) / "run")
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

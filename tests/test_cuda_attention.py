@@ -125,13 +125,12 @@ def test_outputs_are_laid_out_as_on_the_cpu(wants: tuple[bool, bool], dtype: tor
             assert max(relative_errors([ours], [theirs])) < tolerance
 
 
-@pytest.mark.parametrize("case", [Case(3, 2, 1, 1, 40, 6, 6), TOGETHER, APART], ids=str)
-def test_the_same_bits_in_any_order_and_on_any_device(case: Case) -> None:
+def assert_same_bits_in_any_order(case: Case, shared_per_block: int) -> None:
+    """And on a device that has so little shared memory, whose blocks have fewer rows."""
     arguments, options = backward_arguments(case, torch.float32, seed=9)
-    wants = {"want_lse": True, "want_weights": True}
 
     def run() -> list[torch.Tensor]:
-        outputs = emulated().attention(*arguments[3:8], **options, **wants)
+        outputs = emulated().attention(*arguments[3:8], **options, want_lse=True, want_weights=True)
         return [*outputs, *emulated().attention_backward(*arguments, **options, needs=ALL)]
 
     expected = run()
@@ -141,8 +140,13 @@ def test_the_same_bits_in_any_order_and_on_any_device(case: Case) -> None:
             assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
     finally:
         seed_schedule(0)
-    with device_limits(multiprocessors=2, shared_per_block=20 << 10):  # blocks of fewer rows
+    with device_limits(multiprocessors=2, shared_per_block=shared_per_block):
         assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+
+
+@pytest.mark.parametrize("case", [Case(3, 2, 1, 1, 40, 6, 6), TOGETHER, APART], ids=str)
+def test_the_same_bits_in_any_order_and_on_any_device(case: Case) -> None:
+    assert_same_bits_in_any_order(case, 20 << 10)
 
 
 def test_wide_rows_fit_devices_with_less_shared_memory() -> None:

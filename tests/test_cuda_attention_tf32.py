@@ -14,10 +14,10 @@ from attention_checks import (
     assert_nothing_shows_to_keys_that_nobody_sees,
 )
 from attentions import Case, by_rows, definition, make_inputs, make_lengths, make_mask, wanted
-from emulated import device_limits, emulated, run_sanitized, seed_schedule, tf32
+from emulated import emulated, run_sanitized, tf32
 from emulated_attention import attention
 from prompts import relative_errors, value_and_grads
-from test_cuda_attention import ALL, backward_arguments
+from test_cuda_attention import ALL, assert_same_bits_in_any_order
 
 # Rows around a warp's 8, in one block and in several; keys around a fragment's 8 and a tile's 64; columns around a
 # fragment's 16, a tile's 64 and 128, and a run's 128.
@@ -140,21 +140,7 @@ def test_every_kernel_finds_the_same_logits(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [TOGETHER, APART], ids=["together", "apart"])
 def test_the_same_bits_in_any_order_and_on_any_device(case: Case) -> None:
-    arguments, options = backward_arguments(case, torch.float32, seed=9)
-
-    def run() -> list[torch.Tensor]:
-        outputs = emulated().attention(*arguments[3:8], **options, want_lse=True, want_weights=True)
-        return [*outputs, *emulated().attention_backward(*arguments, **options, needs=ALL)]
-
-    expected = run()
-    try:
-        for seed in range(1, 4):
-            seed_schedule(seed)
-            assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
-    finally:
-        seed_schedule(0)
-    with device_limits(multiprocessors=2, shared_per_block=32 << 10):  # blocks of fewer rows
-        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+    assert_same_bits_in_any_order(case, 32 << 10)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, torch.finfo(torch.float32).max])
