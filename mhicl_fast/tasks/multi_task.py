@@ -1,23 +1,19 @@
-"""Distributions of prompts, and prompts drawn from them as a pure function of seed, step and index."""
+"""Multi-task linear regression: the prompts of the first study."""
 
 from __future__ import annotations
 
 import json
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple, SupportsIndex
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mhicl_fast._extension import has_cuda_kernels
-from mhicl_fast.sampling import MAX_ELEMENTS, check_address, stream_lengths
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_SYMMETRY_TOLERANCE = 1e-10  # relative to the covariance's largest entry: what rounding leaves of A @ A.T
+from ..sampling import MAX_ELEMENTS, stream_lengths
+from .arguments import as_array, integer, positive_definite
+from .drawing import Address, compute_dtype, draw_covariates, drawing_device, result_device, result_dtype
 
 
 class Prompts(NamedTuple):
@@ -76,9 +72,9 @@ class MultiTaskRegression:
         noisy_target: bool = False,
         covariance: ArrayLike | Tensor | None = None,
     ) -> None:
-        self._dim_x = _integer("dim_x", dim_x, at_least=1)
-        self._n_tasks = _integer("n_tasks", n_tasks, at_least=1)
-        self._context_length = _integer("context_length", context_length, at_least=0)
+        self._dim_x = integer("dim_x", dim_x, at_least=1)
+        self._n_tasks = integer("n_tasks", n_tasks, at_least=1)
+        self._context_length = integer("context_length", context_length, at_least=0)
         self._support = _support(support, self._n_tasks, self._dim_x)
         self._signal = _signal(signal, self._n_tasks)
         self._noise_std = _noise_std(noise_std)
@@ -88,7 +84,7 @@ class MultiTaskRegression:
         self._covariance: Tensor | None = None
         self._covariance_factor: Tensor | None = None
         if covariance is not None:
-            self._covariance, self._covariance_factor = _covariance(covariance, self._dim_x)
+            self._covariance, self._covariance_factor = positive_definite(covariance, self._dim_x)
 
     @property
     def dim_x(self) -> int:
@@ -182,11 +178,11 @@ class MultiTaskRegression:
 
         Returns context (N, L, D), query (N, D) and target (N, I). Raises ValueError or TypeError on bad arguments.
         """
-        address = _Address(n_prompts, seed, step, first_prompt)
-        device, dtype = _device(device), _dtype(dtype)
+        address = Address(n_prompts, seed, step, first_prompt)
+        device, dtype = result_device(device), result_dtype(dtype)
         self._check_stream_lengths()
-        compute = _compute_dtype(dtype)
-        place = _drawing_device(device)
+        compute = compute_dtype(dtype)
+        place = drawing_device(device)
         context = torch.empty(address.n_prompts, self._context_length, self.dim, dtype=compute, device=place)
         query = torch.empty(address.n_prompts, self.dim, dtype=compute, device=place)
         target = torch.empty(address.n_prompts, self._n_tasks, dtype=compute, device=place)
@@ -216,14 +212,11 @@ class MultiTaskRegression:
 
         Returns ξ of the context (N, L, d) and of the query (N, d). Arguments and errors as in `sample`.
         """
-        address = _Address(n_prompts, seed, step, first_prompt)
-        device, dtype = _device(device), _dtype(dtype)
+        address = Address(n_prompts, seed, step, first_prompt)
+        device, dtype = result_device(device), result_dtype(dtype)
         self._check_stream_lengths()
-        compute = _compute_dtype(dtype)
-        place = _drawing_device(device)
-        xi = torch.empty(address.n_prompts, self._context_length, self._dim_x, dtype=compute, device=place)
-        xi_query = torch.empty(address.n_prompts, self._dim_x, dtype=compute, device=place)
-        torch.ops.mhicl.sample_covariates(xi, xi_query, **address.as_operands())
+        place, compute = drawing_device(device), compute_dtype(dtype)
+        xi, xi_query = draw_covariates(address, self._context_length, self._dim_x, place, compute)
         return xi.to(device=device, dtype=dtype), xi_query.to(device=device, dtype=dtype)
 
     def to_dict(self) -> dict[str, Any]:
@@ -295,60 +288,10 @@ class MultiTaskRegression:
             )
 
 
-class _Address:
-    """Which prompts of which step of which seed, checked."""
-
-    def __init__(
-        self, n_prompts: SupportsIndex, seed: SupportsIndex, step: SupportsIndex, first_prompt: SupportsIndex
-    ) -> None:
-        self.n_prompts = _integer("n_prompts", n_prompts, at_least=0)
-        self.seed = _integer("seed", seed)
-        self.step = _integer("step", step)
-        self.first_prompt = _integer("first_prompt", first_prompt)
-        check_address(self.seed, self.step, self.first_prompt, self.n_prompts)
-
-    def as_operands(self) -> dict[str, int]:
-        """What the operators take: their integers are signed, so the seed is folded."""
-        seed = self.seed - 2**64 if self.seed >= 2**63 else self.seed
-        return {"seed": seed, "step": self.step, "first_prompt": self.first_prompt}
-
-
-@torch.library.register_fake("mhicl::sample_multi_task")
-def _sample_multi_task_fake(*tensors: Tensor | None, **address: Any) -> None:
-    """Fills tensors that the caller allocated: nothing to infer."""
-
-
-@torch.library.register_fake("mhicl::sample_covariates")
-def _sample_covariates_fake(*tensors: Tensor, **address: Any) -> None:
-    """Fills tensors that the caller allocated: nothing to infer."""
-
-
-def _integer(name: str, value: SupportsIndex, at_least: int | None = None) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value}")
-    try:
-        result = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if at_least is not None and result < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {result}")
-    return result
-
-
-def _array(name: str, value: ArrayLike | Tensor, expected: str) -> Tensor:
-    """The value as a CPU tensor of its own. Through NumPy, which keeps the 64 bits of Python's floats."""
-    try:
-        if isinstance(value, Tensor):
-            return value.detach().to("cpu", copy=True)
-        return torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be {expected}, got {value!r} ({error})") from None
-
-
 def _support(value: ArrayLike | Tensor | None, n_tasks: int, dim_x: int) -> Tensor:
     if value is None:
         return torch.ones(n_tasks, dim_x, dtype=torch.bool, device="cpu")
-    mask = _array("support", value, "a mask (n_tasks, dim_x)")
+    mask = as_array("support", value, "a mask (n_tasks, dim_x)")
     if mask.shape != (n_tasks, dim_x):
         raise ValueError(f"support must be (n_tasks, dim_x) = ({n_tasks}, {dim_x}), got shape {list(mask.shape)}")
     if not ((mask == 0) | (mask == 1)).all():
@@ -361,7 +304,7 @@ def _support(value: ArrayLike | Tensor | None, n_tasks: int, dim_x: int) -> Tens
 
 
 def _signal(value: ArrayLike | Tensor, n_tasks: int) -> Tensor:
-    signal = _array("signal", value, "a number or one for each task").double()
+    signal = as_array("signal", value, "a number or one for each task").double()
     if signal.shape not in ((), (n_tasks,)):
         raise ValueError(f"signal must be a number or (n_tasks,) = ({n_tasks},), got shape {list(signal.shape)}")
     if not (signal.isfinite() & (signal > 0)).all():
@@ -377,59 +320,6 @@ def _noise_std(value: float) -> float:
     if not (math.isfinite(noise_std) and noise_std >= 0):
         raise ValueError(f"noise_std must be at least 0 and finite, got {noise_std}")
     return noise_std
-
-
-def _covariance(value: ArrayLike | Tensor, dim_x: int) -> tuple[Tensor, Tensor]:
-    """The covariance in float64, exactly symmetric, and its lower Cholesky factor."""
-    covariance = _array("covariance", value, "a matrix (dim_x, dim_x)").double()
-    if covariance.shape != (dim_x, dim_x):
-        raise ValueError(f"covariance must be (dim_x, dim_x) = ({dim_x}, {dim_x}), got shape {list(covariance.shape)}")
-    if not covariance.isfinite().all():
-        raise ValueError("covariance must be finite, got NaN or infinite entries")
-    asymmetry = (covariance - covariance.T).abs().max().item()
-    if asymmetry > _SYMMETRY_TOLERANCE * covariance.abs().max().item():
-        raise ValueError(f"covariance must be symmetric, got entries that differ from their mirror by {asymmetry:g}")
-    covariance = (covariance + covariance.T) / 2
-    factor = _cholesky(covariance.numpy())
-    if factor is None:
-        smallest = torch.linalg.eigvalsh(covariance)[0].item()
-        raise ValueError(f"covariance must be positive definite, got smallest eigenvalue {smallest:g}")
-    return covariance, torch.from_numpy(factor)
-
-
-def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The lower Cholesky factor, None if there is none: LAPACK's bits depend on its threads, these on nothing."""
-    rest = matrix.copy()
-    factor = np.zeros_like(rest)
-    for j in range(len(rest)):
-        if not rest[j, j] > 0:
-            return None
-        factor[j:, j] = rest[j:, j] / math.sqrt(rest[j, j])
-        rest[j + 1 :, j + 1 :] -= np.multiply.outer(factor[j + 1 :, j], factor[j + 1 :, j])
-    return factor
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    chosen = torch.get_default_device() if device is None else torch.device(device)
-    if chosen.type == "meta":
-        raise ValueError("prompts cannot be drawn on the meta device, which holds no numbers")
-    return chosen
-
-
-def _drawing_device(device: torch.device) -> torch.device:
-    """Where prompts for a device are drawn."""
-    return device if device.type == "cuda" and has_cuda_kernels("sample_multi_task") else torch.device("cpu")
-
-
-def _dtype(dtype: torch.dtype | None) -> torch.dtype:
-    chosen = torch.get_default_dtype() if dtype is None else dtype
-    if chosen not in _DTYPES:
-        raise TypeError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {chosen}")
-    return chosen
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _runs(mask: list[bool]) -> str:
