@@ -67,6 +67,16 @@ MHICL_OPERATORS(m) {
       " int rank=0, int world=1, str group='', bool tree=False, bool stop=False)"
       " -> (int steps_done, bool finite, float first_loss, float first_gradient_norm, float last_loss,"
       " float flow_time, float step_size, bool stopped, str lost)");
+  // An attention-only transformer: tokens (N, n + Q, d + 1), target (N, Q), weights: read-in (W, d + 1), then q, k, v
+  // (H·E, W) and o (W, H·E) of each layer, then read-out (W); heads, head_dims and scales of the logits have an entry a
+  // layer. activation: "softmax" or "linear", which divides by n. -> the mean squared error, float64, and the gradients of
+  // the weights; or the predictions (N, Q).
+  m.def(
+      "transformer_step(Tensor tokens, Tensor target, Tensor[] weights, *, int[] heads, int[] head_dims,"
+      " float[] scales, str activation) -> (Tensor loss, Tensor[] gradients)");
+  m.def(
+      "transformer_predict(Tensor tokens, SymInt n_queries, Tensor[] weights, *, int[] heads, int[] head_dims,"
+      " float[] scales, str activation) -> Tensor");
   // Multiply-adds at the processor's best on all threads; returns how many operations they were.
   m.def("fma_burst(int rounds, bool double_precision) -> float");
 }

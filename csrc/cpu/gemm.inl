@@ -72,16 +72,25 @@ void gemm_tile(const GemmParams<T>& p, int64_t row, int64_t col, Head<T> tail) {
   Vec<T> acc[ROWS][COLS];
   multiply_tile<T, ROWS, COLS, UnitRows, Partial>(acc, p.depth, p.a + row * (UnitRows ? 1 : p.a_stride), p.a_stride,
                                                     p.b + col, p.b_stride, tail);
+  T* const out = p.c + row * p.c_stride + col;
+  const int64_t stride = p.c_stride;  // what a store writes might be p itself, for all that the compiler knows
+  if (p.accumulate) {
+    MHICL_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+      MHICL_UNROLL
+      for (int c = 0; c < COLS; ++c) {
+        const T* at = out + r * stride + c * kLanes<T>;
+        acc[r][c] += Partial && c == COLS - 1 ? load(at, tail) : load(at);
+      }
+    }
+  }
   MHICL_UNROLL
   for (int r = 0; r < ROWS; ++r) {
     MHICL_UNROLL
     for (int c = 0; c < COLS; ++c) {
-      T* out = p.c + (row + r) * p.c_stride + col + c * kLanes<T>;
-      if (Partial && c == COLS - 1) {
-        store(out, p.accumulate ? acc[r][c] + load(out, tail) : acc[r][c], tail);
-      } else {
-        store(out, p.accumulate ? acc[r][c] + load(out) : acc[r][c]);
-      }
+      T* at = out + r * stride + c * kLanes<T>;
+      if (Partial && c == COLS - 1) store(at, acc[r][c], tail);
+      else store(at, acc[r][c]);
     }
   }
 }

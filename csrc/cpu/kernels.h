@@ -3,6 +3,7 @@
 
 #include "../attention_params.h"
 #include "../params.h"
+#include "../transformer_params.h"
 #include "sampler.h"
 #include "step/step.h"
 #include "training/updates.h"
@@ -41,6 +42,8 @@ struct Kernels {
   StepKernels<double> step_f64;
   UpdateKernels<float> update_f32;
   UpdateKernels<double> update_f64;
+  TransformerKernels<float> transformer_f32;
+  TransformerKernels<double> transformer_f64;
 
   template <class T>
   const MatrixKernels<T>& matrix() const;
@@ -54,6 +57,8 @@ struct Kernels {
   const StepKernels<T>& step() const;
   template <class T>
   const UpdateKernels<T>& update() const;
+  template <class T>
+  const TransformerKernels<T>& transformer() const;
 };
 
 template <>
@@ -108,6 +113,15 @@ inline const UpdateKernels<float>& Kernels::update<float>() const {
 template <>
 inline const UpdateKernels<double>& Kernels::update<double>() const {
   return update_f64;
+}
+
+template <>
+inline const TransformerKernels<float>& Kernels::transformer<float>() const {
+  return transformer_f32;
+}
+template <>
+inline const TransformerKernels<double>& Kernels::transformer<double>() const {
+  return transformer_f64;
 }
 
 namespace portable {

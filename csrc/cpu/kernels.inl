@@ -74,6 +74,18 @@ namespace {
 
 #include "training/updates.inl"
 
+#include "transformer/products.inl"
+
+#include "transformer/pairs.inl"
+
+#include "transformer/heads.inl"
+
+#include "transformer/tape.inl"
+
+#include "transformer/pass.inl"
+
+#include "transformer/transformer.inl"
+
 template <class T>
 constexpr MatrixKernels<T> matrix_kernels() {
   return {gemm<T>, fma_burst<T>, kLanes<T>};
@@ -102,6 +114,11 @@ constexpr UpdateKernels<T> update_kernels() {
           largest_magnitude<T>};
 }
 
+template <class T>
+constexpr TransformerKernels<T> transformer_kernels() {
+  return {transformer_step<T>, transformer_predict<T>};
+}
+
 }  // namespace
 
 extern const Kernels table;
@@ -119,6 +136,8 @@ const Kernels table = {
     step_kernels<double>(),
     update_kernels<float>(),
     update_kernels<double>(),
+    transformer_kernels<float>(),
+    transformer_kernels<double>(),
 };
 
 }  // namespace mhicl::MHICL_ISA_NAMESPACE
