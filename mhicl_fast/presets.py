@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .train.config import ConfigError, RunConfig, nearest
+from .train.config import RunConfig
+from .train.settings import chosen
 
 _DEMYSTIFIED = RunConfig(
     preset="demystified",
@@ -103,8 +104,4 @@ PRESETS = {
 
 def preset(name: str) -> RunConfig:
     """The preset called `name`; ConfigError naming the nearest one where there is none."""
-    if name not in PRESETS:
-        raise ConfigError(
-            f"unknown preset {name!r}; the nearest one is {nearest(name, PRESETS)!r} (there are {', '.join(PRESETS)})"
-        )
-    return PRESETS[name]
+    return chosen(PRESETS, name)

@@ -128,6 +128,11 @@ def launched(timeout: float = TIMEOUT) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def launched_size() -> int:
+    """How many processes torchrun has started, this one among them; 1 where it has not."""
+    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+
+
 def in_short(reason: object) -> str:
     """The first sentence of what torch.distributed says of a failure, without the place in its source."""
     first = str(reason).strip().partition("\n")[0]

@@ -155,10 +155,10 @@ def _fork(process: Mapping[str, Any], arguments: list[str]) -> int:
 
 def _install(step: int, number: int) -> None:
     """One step at a time, and a signal to this process just before the one with this number, or of a later one."""
-    from mhicl_fast.train import loop
+    from mhicl_fast.train import loop, steps
 
     make_stepper = loop.make_stepper
-    loop.SPAN_SECONDS = 0.0
+    steps.SPAN_SECONDS = 0.0
 
     def faulty(*arguments: Any) -> Any:
         stepper = make_stepper(*arguments)

@@ -139,7 +139,7 @@ def quicken() -> None:
 def _install(fault: dict[str, Any]) -> None:
     """Put the fault in place."""
     if "span_seconds" in fault:
-        sys.modules["mhicl_fast.train.loop"].SPAN_SECONDS = fault["span_seconds"]  # type: ignore[attr-defined]
+        sys.modules["mhicl_fast.train.steps"].SPAN_SECONDS = fault["span_seconds"]  # type: ignore[attr-defined]
     if "largest_file" in fault:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault["largest_file"], resource.RLIM_INFINITY))
     if "call" not in fault:

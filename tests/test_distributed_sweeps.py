@@ -22,7 +22,7 @@ from test_sweep import DIVERGING, TINY, assert_plain, files
 from torch.distributed import TCPStore
 
 from mhicl_fast.processes import DistributedError, Processes
-from mhicl_fast.sweep import LoadedSweep, events, follow_sweep, load_sweep, run_sweep, worker
+from mhicl_fast.sweep import LoadedSweep, events, follow_sweep, kinds, load_sweep, run_sweep
 from mhicl_fast.sweep.claims import Plan, claims, cores_for, places, to_do
 from mhicl_fast.sweep.events import Followers, Reports
 from mhicl_fast.sweep.folder import SweepFolder, run_path
@@ -275,7 +275,7 @@ class TestAlone:
         with pytest.raises(FolderError, match="another process is running"):
             lock_folder(tmp_path)
         threading.Timer(0.3, os.close, [descriptor]).start()
-        worker._Worker(os.open(os.devnull, os.O_WRONLY))._run(0, tmp_path, TINY)
+        kinds.do(TINY.study, TINY.to_dict(), tmp_path, lambda step: None)
         assert load_run(tmp_path).summary is not None
 
     def test_silence(self, pair: list[Processes], tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mhicl_fast.presets import preset
-from mhicl_fast.progress import ProgressBar
+from mhicl_fast.progress import ProgressBar, SparseBar
+from mhicl_fast.sparse import preset as sparse_preset
 from mhicl_fast.train.loop import Progress
 from mhicl_fast.train.records import SpectralState
 
@@ -45,3 +46,16 @@ def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert follow(io.StringIO(), monkeypatch) == [""]
+
+
+def test_of_sparse_linear_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    monkeypatch.setenv("TQDM_NCOLS", "120")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with SparseBar(sparse_preset("demo").with_settings(["steps=50"])) as bar:
+        for step, loss, record in ((20, 3.5, [4.0, 5.0]), (30, 3.25, None)):
+            bar(Progress(step, 0.0, loss, record))
+    last = stream.getvalue().split("\r")[-1]
+    assert "30/50" in last
+    assert "loss 3.25, risk 4.5" in last

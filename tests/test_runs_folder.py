@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mhicl_fast import spectral
 from mhicl_fast.presets import preset
-from mhicl_fast.train import Objective, RunConfig, evaluate, load_run, loop, population_loss, resume, run
+from mhicl_fast.train import Objective, RunConfig, evaluate, load_run, loop, population_loss, resume, run, steps
 from mhicl_fast.train.checkpoints import Checkpoint, CheckpointError
 from mhicl_fast.train.folder import FolderError, RunFolder
 from mhicl_fast.train.loop import Progress
@@ -185,7 +185,7 @@ def test_observers_hear_of_every_span_and_every_row(
     tmp_path: Path, estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Progress] = []
-    monkeypatch.setattr(loop, "SPAN_SECONDS", 3600.0)  # however slow the machine is, no span is cut short
+    monkeypatch.setattr(steps, "SPAN_SECONDS", 3600.0)  # however slow the machine is, no span is cut short
     config = dataclasses.replace(CONFIG, estimator=estimator, eval_prompts=8, record_every=20)
     metrics = run(config, tmp_path, heard.append).metrics
     spans = [20, 40, 50, 60, 80, 100, 120, 120]  # to the next row, the next checkpoint or the end
@@ -202,7 +202,7 @@ def test_however_long_its_spans_are_a_run_has_the_same_files(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[int] = []
-    monkeypatch.setattr(loop, "SPAN_SECONDS", 0.0)
+    monkeypatch.setattr(steps, "SPAN_SECONDS", 0.0)
     run(CONFIG, tmp_path, lambda progress: heard.append(progress.step))
     assert heard == [*range(1, 121), 120]
     assert deterministic_files(tmp_path) == deterministic_files(finished)
@@ -293,6 +293,8 @@ def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
         ("{", "is not a run's configuration"),
         ("[]", "is not a run's configuration"),
         ('{"format": 9}', "has format 9, this version reads 1"),
+        ('{"format": 1, "study": ["sparse"]}', "is not a run's configuration"),
+        ('{"format": 1, "study": "later"}', r"a run of another study, later; not multi-task \(mhicl_fast.train, mhicl"),
         ('{"format": 1, "versions": {}, "config": {"n_head": 1}}', "unknown key 'n_head'"),
     ):
         file.write_text(content)
@@ -306,7 +308,7 @@ def test_other_versions_are_warned_about(tmp_path: Path) -> None:
     stored["versions"]["torch"] = "1.0"
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with pytest.warns(RuntimeWarning, match=r"started with other versions \(torch 1\.0 then, .* now\)"):
-        RunFolder.open(tmp_path).close()
+        RunFolder.open(tmp_path, RunConfig).close()
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

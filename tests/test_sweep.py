@@ -123,7 +123,7 @@ def test_resuming_tries_what_failed_and_leaves_the_rest(finished: LoadedSweep, t
         2: "failed",
         3: "failed",
     }
-    assert sweep.failures[3] == f"{other} holds another run than its sweep says"
+    assert sweep.failures[3] == f"{other} holds another run than it should"
     assert not (path / ".summary.json.tmp").exists()
     assert_plain(sweep, 1, tmp_path)
 

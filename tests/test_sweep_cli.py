@@ -75,7 +75,7 @@ def test_a_damaged_sweep_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["resume", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"mhicl: {tmp_path}/sweep.json has format 7, this version reads 1\n"
     assert main(["resume", str(tmp_path / "no-sweep"), "--jobs", "2"]) == 2
-    assert capsys.readouterr().err == f"mhicl: --jobs is for sweeps, {tmp_path}/no-sweep is none\n"
+    assert capsys.readouterr().err == f"mhicl: --jobs is for sweeps and studies, {tmp_path}/no-sweep is none\n"
 
 
 def test_help_has_examples_presets_and_keys(capsys: pytest.CaptureFixture[str]) -> None:

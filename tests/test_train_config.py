@@ -11,7 +11,6 @@ import torch
 
 from mhicl_fast.presets import PRESETS, preset
 from mhicl_fast.train import AdamW, ConfigError, RunConfig
-from mhicl_fast.train.config import describe_options
 from mhicl_fast.train.taskspec import parse_covariance, parse_signal, parse_support
 
 
@@ -161,7 +160,7 @@ def test_stored_configurations_are_checked() -> None:
 
 
 def test_every_key_is_described() -> None:
-    described = dict(describe_options())
+    described = dict(RunConfig.describe())
     assert set(described) == {field.name for field in dataclasses.fields(RunConfig)} - {"preset"}
     assert all(described.values())
 

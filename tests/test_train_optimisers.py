@@ -46,6 +46,7 @@ def descend(optimizer: Optimizer, tensors: dict[str, Tensor], steps: int) -> flo
         (lambda: Adam(1e-2), lambda p: torch.optim.Adam(p, 1e-2)),
         (lambda: AdamW(1e-2), lambda p: torch.optim.AdamW(p, 1e-2)),
         (lambda: AdamW(1e-2, 0.7), lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.7)),
+        (lambda: Adam(1e-2, betas=(0.8, 0.95)), lambda p: torch.optim.Adam(p, 1e-2, betas=(0.8, 0.95))),
     ],
 )
 def test_steps_are_those_of_torch(
@@ -60,6 +61,22 @@ def test_steps_are_those_of_torch(
         reference.step()
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, leaves[name].detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("scattered", [{"weights"}, {"gradients"}, {"weights", "gradients"}])
+@pytest.mark.parametrize("make", [lambda: GradientFlow(1e-3), lambda: MomentumSGD(1e-3, 0.9), lambda: AdamW(1e-2)])
+def test_steps_do_not_depend_on_how_tensors_lie_in_memory(make: Callable[[], Optimizer], scattered: set[str]) -> None:
+    def placed(tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+        return {name: tensor.T.contiguous().T if what in scattered else tensor for name, tensor in tensors.items()}
+
+    usual, tensors = make(), start()
+    optimizer, others = make(), placed(start(), "weights")
+    for _ in range(5):
+        slopes = gradients(tensors)
+        usual.step(tensors, slopes)
+        optimizer.step(others, placed(slopes, "gradients"))
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -171,3 +188,9 @@ def test_buffers_are_the_state_in_the_order_of_the_parameters() -> None:
             assert mine.any()
             assert mine.equal(state[name])
             assert again.equal(state[name])
+
+
+def test_the_native_loop_has_adams_usual_decays_alone() -> None:
+    assert AdamW(0.1, betas=(0.9, 0.999)).native_rule()["optimizer"] == "adamw"
+    with pytest.raises(ValueError, match=r"native steps of adam have betas \(0.9, 0.999\), got \(0.9, 0.98\)"):
+        Adam(0.1, betas=(0.9, 0.98)).native_rule()

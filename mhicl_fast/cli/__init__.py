@@ -42,6 +42,6 @@ def _complain(message: object, status: int) -> int:
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
     folder = getattr(options, "folder", None)
-    if folder is None or not any((folder / name).exists() for name in ("config.json", "sweep.json")):
+    if folder is None or not any((folder / name).exists() for name in ("config.json", "sweep.json", "study.json")):
         return "interrupted"
     return f"interrupted; go on with: mhicl resume {folder}"

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 from .._version import __version__
 from . import commands as do
-
-Commands: TypeAlias = "argparse._SubParsersAction[_CommandParser]"
-
-
-class _CommandParser(argparse.ArgumentParser):
-    """A command's parser; `reference` makes what stands below the examples when its help is shown."""
-
-    reference: Callable[[], str] | None = None
-
-    def format_help(self) -> str:
-        text = super().format_help()
-        return text if self.reference is None else f"{text}\n{self.reference()}\n"
+from .parsers import (
+    CommandParser,
+    Commands,
+    add_command,
+    add_configuration,
+    add_folder,
+    add_jobs,
+    add_out,
+    add_timeout,
+    examples,
+    reference,
+)
+from .sparse_line import add_sparse
 
 
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mhicl",
         description="How the heads of softmax attention learn linear regression in context.",
-        epilog=_examples("mhicl run demo --out runs/demo", "mhicl report runs/demo", "mhicl ode demo --set n_heads=4"),
+        epilog=examples(
+            "mhicl run demo --out runs/demo",
+            "mhicl report runs/demo",
+            "mhicl ode demo --set n_heads=4",
+            "mhicl sparse demo --out runs/study",
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mhicl {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
     for add in (
         _add_run,
         _add_sweep,
@@ -41,6 +45,7 @@ def command_line() -> argparse.ArgumentParser:
         _add_theory,
         _add_explore,
         _add_bench,
+        add_sparse,
         _add_info,
     ):
         add(commands)
@@ -48,7 +53,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "run",
         do.run_command,
@@ -58,7 +63,7 @@ def _add_run(commands: Commands) -> None:
         "mhicl run single-task --device cuda --out runs/gpu",
         "torchrun --nproc-per-node 4 --no-python mhicl run single-task --out runs/shared",
     )
-    _add_configuration(command)
+    add_configuration(command, _reference)
     command.add_argument(
         "--gradient-error",
         metavar="ERROR",
@@ -67,12 +72,12 @@ def _add_run(commands: Commands) -> None:
     command.add_argument(
         "--device", metavar="D", help="where it trains, as --set device=D: auto (default), cpu, cuda, cuda:1"
     )
-    _add_timeout(command)
-    command.add_argument("--out", dest="folder", metavar="DIR", type=Path, required=True, help="the new run's folder")
+    add_timeout(command)
+    add_out(command, "the new run's folder")
 
 
 def _add_sweep(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "sweep",
         do.sweep_command,
@@ -83,7 +88,7 @@ def _add_sweep(commands: Commands) -> None:
         "mhicl sweep demo --vary 'signal=1;1,2,0.5' --set n_prompts=256 --jobs 2 --out sweeps/signal",
         "torchrun --nproc-per-node 2 --no-python mhicl sweep demo --vary n_heads=1,3 seed=0:5 --out sweeps/heads",
     )
-    _add_configuration(command)
+    add_configuration(command, _reference)
     command.add_argument(
         "--vary",
         dest="axes",
@@ -94,41 +99,41 @@ def _add_sweep(commands: Commands) -> None:
         help="the axes, each with each: values separated by commas (those of support, signal and covariance by ;), "
         "first:end for integers without the end, key/key=v/v,w/w for keys that vary together",
     )
-    _add_jobs(command, "cores to use (default: all; under torchrun for each process, its part of them)")
-    _add_timeout(command)
-    command.add_argument("--out", dest="folder", metavar="DIR", type=Path, required=True, help="the new sweep's folder")
+    add_jobs(command, "cores to use (default: all; under torchrun for each process, its part of them)")
+    add_timeout(command)
+    add_out(command, "the new sweep's folder")
 
 
 def _add_resume(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "resume",
         do.resume_command,
-        "go on with a run or a sweep that was stopped; it ends as if it had never been",
+        "go on with a run, a sweep or a study that was stopped; it ends as if it had never been",
         "mhicl resume runs/demo",
         "mhicl resume sweeps/separation",
     )
-    _add_folder(command, "the run's or the sweep's folder")
-    _add_jobs(command, "cores to use for a sweep (default: all; under torchrun for each process, its part of them)")
-    _add_timeout(command)
+    add_folder(command, "the folder of the run, the sweep or the study")
+    add_jobs(command, "cores to use for a sweep or a study (default: all; under torchrun for each process, its part)")
+    add_timeout(command)
     command.add_argument(
         "--device", metavar="D", help="where a run goes on: auto, cpu, cuda, cuda:1 (default: as it was set)"
     )
 
 
 def _add_report(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "report",
         do.report_command,
-        "write one self-contained HTML page about a finished run into its folder",
+        "write one self-contained HTML page about a finished run, of either study, into its folder",
         "mhicl report runs/demo",
     )
-    _add_folder(command)
+    add_folder(command)
 
 
 def _add_ode(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "ode",
         do.ode_command,
@@ -136,13 +141,13 @@ def _add_ode(commands: Commands) -> None:
         "mhicl ode demo",
         "mhicl ode demo --set n_heads=4 start_size=0.001 --t-end 500",
     )
-    _add_configuration(command)
+    add_configuration(command, _reference)
     command.add_argument("--order", choices=("leading", "first"), help="order in 1/L (default: that of the preset)")
     command.add_argument("--t-end", metavar="TIME", type=float, help="flow time (default: all steps at full length)")
 
 
 def _add_theory(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "theory",
         do.theory_command,
@@ -150,11 +155,11 @@ def _add_theory(commands: Commands) -> None:
         "mhicl theory demo",
         "mhicl theory demo --set n_heads=2 context_length=1000 signal=1,2,0.5",
     )
-    _add_configuration(command)
+    add_configuration(command, _reference)
 
 
 def _add_explore(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "explore",
         do.explore_command,
@@ -169,7 +174,7 @@ def _add_explore(commands: Commands) -> None:
 
 
 def _add_bench(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "bench",
         do.bench_command,
@@ -206,75 +211,20 @@ def _add_bench(commands: Commands) -> None:
 
 
 def _add_info(commands: Commands) -> None:
-    _add(commands, "info", do.info_command, "show what was built and what will run here", "mhicl info")
-
-
-def _add(
-    commands: Commands, name: str, execute: Callable[[argparse.Namespace], None], description: str, *examples: str
-) -> _CommandParser:
-    command = commands.add_parser(
-        name,
-        help=description,
-        description=description + ".",
-        epilog=_examples(*examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.set_defaults(execute=execute)
-    return command
-
-
-def _add_jobs(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument("--jobs", metavar="J", type=int, help=what)
-
-
-def _add_timeout(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--timeout",
-        metavar="S",
-        type=float,
-        default=300.0,
-        help="under torchrun, seconds without an answer after which a process counts as lost (default: 300)",
-    )
-
-
-def _add_folder(command: argparse.ArgumentParser, what: str = "the run's folder") -> None:
-    command.add_argument("folder", metavar="DIR", type=Path, help=what)
-
-
-def _add_configuration(command: _CommandParser) -> None:
-    """A preset with changes, and the reference of both below the examples."""
-    command.reference = _reference
-    command.add_argument("preset", metavar="PRESET", help="the settings to start from, see below")
-    command.add_argument(
-        "--set",
-        dest="settings",
-        metavar="key=value",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="change settings of the preset; several pairs may follow",
-    )
-    command.add_argument("--seed", metavar="S", help="seed of the start and of the prompts, as --set seed=S")
-
-
-def _examples(*lines: str) -> str:
-    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+    add_command(commands, "info", do.info_command, "show what was built and what will run here", "mhicl info")
 
 
 def _reference() -> str:
-    """The presets and the keys that can be set, a line each."""
     from ..presets import PRESETS
-    from ..train.config import describe_options
-    from ..train.wording import align
+    from ..train.config import RunConfig
 
-    presets = align(
+    presets = (
         (
-            f"  {name}",
+            name,
             f"d={config.dim_x}, I={config.n_tasks}, L={config.context_length}, H={config.n_heads}, "
             f"{config.estimator} over {config.n_prompts} prompts, {config.optimizer}, "
             f"{config.steps} steps",
         )
         for name, config in PRESETS.items()
     )
-    keys = align((f"  {key}", description) for key, description in describe_options())
-    return f"presets:\n{presets}\n\nkeys of --set:\n{keys}"
+    return reference(presets, RunConfig.describe())

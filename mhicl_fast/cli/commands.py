@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import sparse
 from .exit_status import FAILED, INTERRUPTED
+from .settings import settings
 
 if TYPE_CHECKING:
     from ..processes import Processes
@@ -29,7 +31,7 @@ class Followed(Exception):
 def _launched(options: argparse.Namespace) -> Iterator[Processes]:
     """The processes that do a command together; those that follow are silent about what the leader says as well."""
     from ..processes import launched
-    from ..train.config import ConfigError
+    from ..train.settings import ConfigError
     from ..train.stepping import TrainingError
 
     if not 0 < options.timeout < float("inf"):
@@ -69,8 +71,8 @@ def _with_chosen_prompts(options: argparse.Namespace, config: RunConfig) -> RunC
     """The configuration with the number of prompts that its gradient_error takes, which it says; itself without one."""
     if config.gradient_error is None:
         return config
-    from ..train.config import ConfigError
     from ..train.precision import choose_prompts
+    from ..train.settings import ConfigError
 
     if any(setting.startswith("n_prompts=") for setting in options.settings):
         raise ConfigError("gradient_error chooses n_prompts: give one of the two")
@@ -106,20 +108,31 @@ def _is_sweep(folder: Path, processes: Processes) -> bool:
 
 def _resume_run(options: argparse.Namespace, processes: Processes) -> None:
     from ..progress import ProgressBar
-    from ..train.config import ConfigError
-    from ..train.folder import is_complete, read_config
+    from ..sparse.config import SparseConfig
+    from ..sparse.study.folder import is_study
+    from ..train.config import RunConfig
+    from ..train.folder import is_complete, read_config, read_study
     from ..train.loop import follow, resume
+    from ..train.settings import ConfigError
     from ..train.table import results_table
 
     if not processes.leads:
         follow(processes)
         return
+    if is_study(options.folder):
+        if options.device is not None:
+            raise ConfigError(f"--device is for runs, {options.folder} is a study: its device is fixed")
+        sparse.resume_study(options.folder, options.jobs)
+        return
     if options.jobs is not None:
-        raise ConfigError(f"--jobs is for sweeps, {options.folder} is none")
+        raise ConfigError(f"--jobs is for sweeps and studies, {options.folder} is none")
     if is_complete(options.folder):
         nothing = "" if options.device is None else ", so --device changes nothing"
         print(f"the run in {options.folder} is finished already{nothing}:")
-    with ProgressBar(read_config(options.folder)[0]) as bar:
+    if read_study(options.folder) == SparseConfig.study:
+        sparse.resume_run(options.folder, options.device)
+        return
+    with ProgressBar(read_config(options.folder, RunConfig)[0]) as bar:
         finished = resume(options.folder, bar, device=options.device, processes=processes)
     print(results_table(finished))
 
@@ -133,7 +146,7 @@ def sweep_command(options: argparse.Namespace) -> None:
         if not processes.leads:
             follow_sweep(processes, jobs=options.jobs)
             return
-        configs = expand(preset(options.preset), options.axes, _settings(options))
+        configs = expand(preset(options.preset), options.axes, settings(options))
         with SweepBar(configs) as bar:
             sweep = run_sweep(configs, options.folder, jobs=options.jobs, observer=bar, processes=processes)
     _tell(sweep)
@@ -141,7 +154,7 @@ def sweep_command(options: argparse.Namespace) -> None:
 
 def _resume_sweep(options: argparse.Namespace, processes: Processes) -> None:
     from ..sweep import SweepBar, follow_sweep, read_sweep, resume_sweep
-    from ..train.config import ConfigError
+    from ..train.settings import ConfigError
 
     if not processes.leads:
         follow_sweep(processes, jobs=options.jobs)
@@ -178,9 +191,13 @@ def ode_command(options: argparse.Namespace) -> None:
 
 
 def report_command(options: argparse.Namespace) -> None:
-    """Write the page about a run."""
+    """Write the page about a run, of either study."""
     from ..report import write_report
+    from ..sparse.report.page import is_reported
 
+    if is_reported(options.folder):
+        sparse.report_command(options)
+        return
     print(f"report: {write_report(options.folder)}")
 
 
@@ -217,10 +234,4 @@ def _configuration(options: argparse.Namespace) -> RunConfig:
     """The preset with the settings and the seed of the command line."""
     from ..presets import preset
 
-    return preset(options.preset).with_settings(_settings(options))
-
-
-def _settings(options: argparse.Namespace) -> list[str]:
-    """The settings of the command line, those with options of their own too."""
-    given = {key: getattr(options, key, None) for key in ("seed", "gradient_error", "device")}
-    return [*options.settings, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    return preset(options.preset).with_settings(settings(options))

@@ -10,15 +10,16 @@ def exit_status(error: Exception) -> int | None:
     from ..bench.errors import BenchFailedError, BenchInputError
     from ..explore import ExploreError
     from ..processes import DistributedError
+    from ..sparse.study import StudyError
     from ..sweep import SweepError
     from ..train.checkpoints import CheckpointError
-    from ..train.config import ConfigError
     from ..train.folder import FolderError
     from ..train.odes import OdeError
+    from ..train.settings import ConfigError
     from ..train.stepping import TrainingError
     from ..train.storage import StorageError
 
     if isinstance(error, (ConfigError, FolderError, OdeError, BenchInputError)):
         return BAD_INPUT
-    runs = (StorageError, CheckpointError, TrainingError, DistributedError, SweepError)
+    runs = (StorageError, CheckpointError, TrainingError, DistributedError, SweepError, StudyError)
     return FAILED if isinstance(error, (*runs, ExploreError, BenchFailedError)) else None

@@ -1,6 +1,6 @@
 """Reports: every measurement on trained weights next to theory, as a value in Python or as a page about a run."""
 
 from .analysis import Analysis, analyse
-from .page import write_report
+from .run_page import write_report
 
 __all__ = ["Analysis", "analyse", "write_report"]

@@ -34,6 +34,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
         r"<(metadata|style).*?</\1>\s*", "", element, flags=re.DOTALL
     )  # the style would reach all the page
     element = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", element).replace("xlink:href", "href")
+    element = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", element)  # which alike images share
     element = re.sub(r'\bid="', f'id="{name}-', element)
     element = re.sub(r'href="#', f'href="#{name}-', element)
     element = re.sub(r"url\(#", f"url(#{name}-", element)

@@ -1,61 +1,17 @@
-"""One self-contained HTML page about a finished run."""
+"""Sections as one self-contained HTML page: all its figures and styles inside, neither a network nor JavaScript."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 
 import jinja2
 
-from ..train.folder import FolderError
-from ..train.loaded import load_run
-from ..train.storage import write_atomically
 from . import content
-from .analysis import analyse_run
-from .differences import differences
-from .findings import Findings
-from .heads import decomposition, examples, roles, values, weights
-from .optimality import lengths, optimality
-from .overview import key_numbers, sentence, trained
-from .provenance import configuration, reproduction
-from .story import phases, winners
-
-_SECTIONS: tuple[Callable[[Findings], content.Section], ...] = (
-    key_numbers,
-    trained,
-    phases,
-    winners,
-    values,
-    decomposition,
-    roles,
-    examples,
-    optimality,
-    lengths,
-    differences,
-    weights,
-    configuration,
-    reproduction,
-)
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into the folder of a finished run and return its path.
-
-    The page holds all its figures and styles and needs neither a network nor JavaScript. The same run on the same
-    machine gives the same bytes. The weights are measured anew: some seconds. Raises FolderError where there is no run
-    or it is not finished, StorageError where the file cannot be written.
-    """
-    run = load_run(folder)
-    if run.summary is None:
-        raise FolderError(f"the run in {run.path} is not finished; go on with it: mhicl resume {run.path}")
-    path = run.path / "report.html"
-    write_atomically(path, render(Findings(run, run.summary, analyse_run(run))).encode())
-    return path
-
-
-def render(found: Findings) -> str:
-    """The page as HTML."""
+def render(title: str, kind: str, headline: str, sections: Sequence[content.Section]) -> str:
+    """The page as HTML: `kind` says what it is about, over the title; `headline` what was found, under it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__name__.rpartition(".")[0]),
         autoescape=True,
@@ -63,13 +19,14 @@ def render(found: Findings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for kind in (content.Paragraph, content.Points, content.Table, content.Picture, content.Code):
-        environment.tests[kind.__name__.lower()] = lambda block, kind=kind: isinstance(block, kind)
+    for block_kind in (content.Paragraph, content.Points, content.Table, content.Picture, content.Code):
+        environment.tests[block_kind.__name__.lower()] = lambda block, kind=block_kind: isinstance(block, kind)
     environment.filters["unbroken"] = _unbroken
     return environment.get_template("report.html").render(
-        title=f"{found.config.preset}, seed {found.config.seed}",
-        headline=sentence(found),
-        sections=[section(found) for section in _SECTIONS],
+        title=title,
+        kind=kind,
+        headline=headline,
+        sections=sections,
     )
 
 

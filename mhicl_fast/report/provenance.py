@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..presets import PRESETS
-from ..train.config import RunConfig, describe_options
+from ..train.config import RunConfig
 from ..train.folder import FolderError, read_config, read_json
+from ..train.settings import Settings
 from .content import Block, Code, Paragraph, Section, Table
 from .findings import Findings
+
+SAME_BITS = (
+    "Results are the same to the bit for any number of threads on the same kind of processor with the same versions, "
+    "and to rounding elsewhere."
+)
 
 
 def configuration(found: Findings) -> Section:
     """Every setting with its meaning."""
-    meanings = {"preset": "the preset that the run started from", **dict(describe_options())}
-    base = PRESETS.get(found.config.preset)
+    return Section("configuration", "Configuration", [settings_table(found.config, PRESETS.get(found.config.preset))])
+
+
+def settings_table(config: Settings, base: Settings | None) -> Table:
+    """Every setting with its meaning, and the preset's value where it is another."""
+    meanings = {"preset": "the preset that it started from", **dict(config.describe())}
     rows = []
-    for key, value in found.config.to_dict().items():
+    for key, value in config.to_dict().items():
         meaning = meanings[key]
         if base is not None and value != getattr(base, key):
-            meaning += f" (preset: {_written(getattr(base, key))})"
-        rows.append((key, _written(value), meaning))
-    caption = "All settings of the run; where one differs from its preset, the preset's is given too."
-    return Section("configuration", "Configuration", [Table(caption, ("Setting", "Value", "Meaning"), rows)])
+            meaning += f" (preset: {written(getattr(base, key))})"
+        rows.append((key, written(value), meaning))
+    caption = "All settings; where one differs from its preset, the preset's is given too."
+    return Table(caption, ("Setting", "Value", "Meaning"), rows)
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
+    """The value of a setting as the command line has it."""
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -34,21 +46,39 @@ def _written(value: object) -> str:
 
 def reproduction(found: Findings) -> Section:
     """Versions, machine and command."""
-    _, versions = read_config(found.run.path)
-    machine = _machine(found.run.path / "timing.json")
+    _, versions = read_config(found.run.path, RunConfig)
+    what = "This command repeats the run. " + SAME_BITS
+    return Section(
+        "reproduction", "How to repeat it", repeated(what, command(found.config), versions, machine_of(found.run.path))
+    )
+
+
+def repeated(what: str, code: str, versions: Mapping[str, str], machine: Mapping[str, str] | None) -> list[Block]:
+    """What is to be typed, with the software and, where it is known, the machine that gave the results."""
     blocks: list[Block] = [
-        Paragraph("This command repeats the run. Results are the same to the bit for any number of threads on the "
-                  "same kind of processor with the same versions, and to rounding elsewhere."),
-        Code(command(found.config)),
-        Table("Versions that the run was started with.", ("Software", "Version"), list(versions.items())),
-        Table("The machine that trained it; if it was stopped and resumed, the last one.",
-              ("What", "Value"), list(machine.items())),
-    ]  # fmt: skip
-    return Section("reproduction", "How to repeat it", blocks)
+        Paragraph(what),
+        Code(code),
+        Table("Versions that it was started with.", ("Software", "Version"), list(versions.items())),
+    ]
+    if machine is not None:
+        caption = "The machine that trained; after a stop, that on which training went on."
+        blocks.append(Table(caption, ("What", "Value"), list(machine.items())))
+    return blocks
 
 
-def _machine(file: Path) -> dict[str, str]:
-    """The machine of the run's last session; FolderError where the file is damaged."""
+def changed_settings(config: Settings, base: Settings, besides: Iterable[str]) -> list[str]:
+    """`key=value` of what differs from a preset, but for some keys."""
+    left_out = set(besides)
+    return [
+        f"{key}={written(value)}"
+        for key, value in config.to_dict().items()
+        if value != getattr(base, key) and key not in left_out
+    ]
+
+
+def machine_of(run: Path) -> dict[str, str]:
+    """The machine of the last session of the run in a folder; FolderError where its file is damaged."""
+    file = run / "timing.json"
     timing = read_json(file) or {}
     machine = timing.get("machine", {"machine": "not recorded"})
     if not (isinstance(machine, dict) and all(isinstance(value, str) for value in machine.values())):
@@ -64,11 +94,7 @@ def command(config: RunConfig) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items())
         code = f"from mhicl_fast.train import RunConfig, run; run(RunConfig({arguments}), 'DIR')"
         return f"python -c {shlex.quote(code)}"
-    changes = [
-        f"{key}={_written(value)}"
-        for key, value in config.to_dict().items()
-        if value != getattr(base, key) and key not in ("seed", "gradient_error")  # n_prompts is what it chose
-    ]
+    changes = changed_settings(config, base, ("seed", "gradient_error"))  # n_prompts is what the error chose
     words = ["mhicl", "run", config.preset]
     if changes:
         words += ["--set", *changes]

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..train.config import ConfigError, RunConfig, parse_setting
+from ..train.config import RunConfig
+from ..train.settings import ConfigError
 
 MOST_RUNS = 10_000  # their folders have numbers of four digits
 
-_TYPES = typing.get_type_hints(RunConfig)
-_FREE_TEXT = {f.name for f in fields(RunConfig) if _TYPES[f.name] is str and not f.metadata["choices"]} - {"preset"}
+_TEXTS = [option for option in fields(RunConfig) if RunConfig.type_of(option.name) is str]
+_FREE_TEXT = {option.name for option in _TEXTS if not option.metadata["choices"]} - {"preset"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def expand(base: RunConfig, vary: Iterable[str], settings: Iterable[str] = ()) -
     Raises ConfigError for a bad axis or setting, and for a combination that cannot run, which it names.
     """
     axes = [parse_axis(text) for text in vary]
-    common = dict(parse_setting(setting) for setting in settings)
+    common = dict(RunConfig.parse(setting) for setting in settings)
     keys = [key for axis in axes for key in axis.keys]
     for key in keys:
         if keys.count(key) > 1:
@@ -88,13 +88,13 @@ def _configuration(
 
 def _values(keys: Sequence[str], entry: str) -> Iterator[tuple[Any, ...]]:
     """What an entry between separators stands for: one value for each key, or a range."""
-    if len(keys) == 1 and _TYPES.get(keys[0]) is int and ":" in entry:
-        yield from ((parse_setting(f"{keys[0]}={number}")[1],) for number in _range(keys[0], entry))
+    if len(keys) == 1 and RunConfig.type_of(keys[0]) is int and ":" in entry:
+        yield from ((RunConfig.parse(f"{keys[0]}={number}")[1],) for number in _range(keys[0], entry))
         return
     texts = entry.split("/") if len(keys) > 1 else [entry]
     if len(texts) != len(keys):
         raise ConfigError(f"{'/'.join(keys)} needs {len(keys)} values joined by /, got {entry!r}")
-    yield tuple(parse_setting(f"{key}={text}")[1] for key, text in zip(keys, texts))
+    yield tuple(RunConfig.parse(f"{key}={text}")[1] for key, text in zip(keys, texts))
 
 
 def _range(key: str, text: str) -> range:

@@ -18,7 +18,8 @@ from typing import Any
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from ..processes import ALONE, DistributedError, Processes, in_short
-from ..train.config import ConfigError, RunConfig
+from ..train.config import RunConfig
+from ..train.settings import ConfigError
 from .folder import definition, run_path
 from .pool import Work
 

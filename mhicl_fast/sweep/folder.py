@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..train.config import ConfigError, RunConfig
+from ..train.config import RunConfig
 from ..train.folder import (
     FolderError,
     LockedFolder,
@@ -23,6 +23,7 @@ from ..train.folder import (
     read_json,
     versions,
 )
+from ..train.settings import ConfigError
 from .axes import MOST_RUNS
 
 FORMAT = 1

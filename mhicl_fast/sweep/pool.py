@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from types import FrameType, TracebackType
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from ..train.config import RunConfig
 from ..train.interruptions import is_another_wish
@@ -37,12 +37,22 @@ _TORCHRUN = re.compile(
 _ATTEND_EVERY = 0.1  # seconds
 
 
+class Configuration(Protocol):
+    """What says what is to be done, by the name of a study: see `kinds`."""
+
+    study: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        ...
+
+
 class Work(NamedTuple):
-    """A run that is to be done: its number, configuration and folder, new or to be resumed; `gpu` is the number of the
-    one that a device without a number means (None: the first)."""
+    """A run, or something else of a study, that is to be done: its number, configuration and folder, new or to be
+    resumed; `gpu` is the number of the one that a device without a number means (None: the first)."""
 
     number: int
-    config: RunConfig
+    config: Configuration
     path: Path
     gpu: int | None = None
 
@@ -61,7 +71,7 @@ class Listener(Protocol):
 
 
 def longest_first(work: Iterable[Work]) -> list[Work]:
-    """The work in the order that keeps cores busy to the end."""
+    """The runs of a sweep in the order that keeps cores busy to the end."""
     return sorted(work, key=lambda item: -_operations(item.config))
 
 
@@ -77,11 +87,8 @@ def execute(
 
     KeyboardInterrupt stops every run with a checkpoint, a second one at once.
     """
-    pool = _Pool(iter(work), cores, cores if places is None else places, listener)
-    try:
-        pool.work(attend)
-    finally:
-        pool.stop()
+    with Pool(cores, cores if places is None else places) as pool:
+        pool.work(work, listener, attend)
 
 
 @contextmanager
@@ -106,21 +113,35 @@ def interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _operations(config: RunConfig) -> float:
+def _operations(config: Configuration) -> float:
     """What a run costs, in proportion."""
+    assert isinstance(config, RunConfig)
     prompts = 1 if config.estimator == "asymptotic" else config.n_prompts * config.context_length
     return float(config.steps) * prompts * config.n_heads * (config.dim_x + config.n_tasks)
 
 
-class _Pool:
-    def __init__(self, waiting: Iterator[Work], cores: int, places: int, listener: Listener) -> None:
-        self._waiting = waiting
-        self._cores, self._places = cores, places
-        self._listener = listener
+class Pool:
+    """Workers for one lot of work after the other. Use as a context manager, at whose end all workers are ended: those
+    at work after a checkpoint, and on a second Ctrl-C at once.
+
+    Args:
+        cores: how many there are for all workers together.
+        places: how many workers there are at most.
+        threads: of each worker, for work whose results depend on their number, and workers stay when they have nothing
+            to do. None: as they run out of work they go, and their cores are shared out.
+    """
+
+    def __init__(self, cores: int, places: int, threads: int | None = None) -> None:
+        self._waiting: Iterator[Work] = iter(())
+        self._cores, self._places, self._threads = cores, places, threads
+        self._listener: Listener | None = None
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
 
-    def work(self, attend: Callable[[], None] | None) -> None:
+    def work(self, work: Iterable[Work], listener: Listener, attend: Callable[[], None] | None = None) -> None:
+        """Do all of it, which is asked for one by one when there is a place free; `attend` is called many times a
+        second."""
+        self._waiting, self._listener = iter(work), listener
         self._assign()
         while any(worker.number is not None for worker in self._workers):
             for key, _ in self._selector.select(None if attend is None else _ATTEND_EVERY):
@@ -129,8 +150,12 @@ class _Pool:
             if attend is not None:
                 attend()
 
-    def stop(self) -> None:
-        """End all workers: those at work after a checkpoint, and on a second Ctrl-C at once."""
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             for worker in self._workers:
                 worker.dismiss()
@@ -144,19 +169,21 @@ class _Pool:
             self._selector.close()
 
     def _assign(self) -> None:
-        """Give waiting runs to idle or new workers; once there are fewer runs than cores, runs get several threads."""
+        """Give waiting runs to idle or new workers, and each its threads."""
         idle = [worker for worker in self._workers if worker.number is None]
         while idle or len(self._workers) < self._places:
             work = next(self._waiting, None)
             if work is None:
                 break
             (idle.pop() if idle else self._add()).start(work)
-        for worker in idle:
+        for worker in idle if self._threads is None else ():
             self._remove(worker)
         for place, worker in enumerate(self._workers):
-            worker.set_threads((self._cores + place) // len(self._workers))  # in sum `cores`
+            shared = (self._cores + place) // len(self._workers)  # in sum `cores`
+            worker.set_threads(shared if self._threads is None else self._threads)
 
     def _hear(self, worker: _Worker) -> None:
+        assert self._listener is not None
         for answer in worker.receive():
             if "warning" in answer:
                 self._listener.warn(answer["warning"])
@@ -215,7 +242,13 @@ class _Worker:
 
     def start(self, work: Work) -> None:
         self.number = work.number
-        self._send(run=work.number, path=str(work.path.absolute()), config=work.config.to_dict(), gpu=work.gpu)
+        self._send(
+            run=work.number,
+            path=str(work.path.absolute()),
+            study=work.config.study,
+            config=work.config.to_dict(),
+            gpu=work.gpu,
+        )
 
     def set_threads(self, threads: int) -> None:
         if threads != self._threads:

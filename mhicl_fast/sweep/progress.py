@@ -1,21 +1,32 @@
-"""The progress bar of a sweep: steps of all runs together, runs done, on a terminal; nothing elsewhere."""
+"""The progress bar of a pool's work: steps of all runs together, runs done, on a terminal; nothing elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from ..train.config import RunConfig
 
+Bar = TypeVar("Bar", bound="WorkBar")
 
-class SweepBar:
-    """Hears how the runs of a sweep go and draws one bar on standard error if that is a terminal. Use as a context
-    manager. The bar counts the steps that were still to do."""
 
-    def __init__(self, configs: Sequence[RunConfig]) -> None:
-        self._steps = [config.steps for config in configs]
+class WorkBar:
+    """Hears how runs, or other work, go and draws one bar on standard error if that is a terminal. Use as a context
+    manager. The bar counts the steps that were still to do.
+
+    Args:
+        steps: of each run.
+        unit: what the steps are called.
+        name: what the runs are called.
+        title: what stands before the bar.
+    """
+
+    def __init__(self, steps: Sequence[int], unit: str = "steps", name: str = "runs", title: str | None = None) -> None:
+        self._steps = list(steps)
+        self._unit, self._name, self._title = unit, name, title
         self._at: dict[int, int] = {}
         self._done = self._failed = 0
         self._bar: tqdm | None = None
@@ -25,7 +36,9 @@ class SweepBar:
         self._done = len(self._steps) - len(unfinished)
         total = sum(self._steps[number] for number in unfinished)
         # disable=None: off unless the stream is a terminal
-        self._bar = tqdm(total=total, unit=" steps", unit_scale=True, disable=None, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total, desc=self._title, unit=f" {self._unit}", unit_scale=True, disable=None, dynamic_ncols=True
+        )
         self._tell()
 
     def step(self, number: int, step: int) -> None:
@@ -50,9 +63,9 @@ class SweepBar:
     def _tell(self) -> None:
         if self._bar is not None:
             failed = f", {self._failed} failed" if self._failed else ""
-            self._bar.set_postfix_str(f"{self._done}/{len(self._steps)} runs{failed}")
+            self._bar.set_postfix_str(f"{self._done}/{len(self._steps)} {self._name}{failed}")
 
-    def __enter__(self) -> SweepBar:
+    def __enter__(self: Bar) -> Bar:
         return self
 
     def __exit__(
@@ -60,3 +73,10 @@ class SweepBar:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class SweepBar(WorkBar):
+    """The bar of a sweep's runs."""
+
+    def __init__(self, configs: Sequence[RunConfig]) -> None:
+        super().__init__([config.steps for config in configs])

@@ -1,8 +1,8 @@
-"""A worker process of a sweep: it runs what its standard input says, one run at a time.
+"""A worker process: it does what its standard input says, one run at a time.
 
-Requests are JSON objects, one a line: {"run": number, "path": folder, "config": {…}, "gpu": number of the one that a
-device without a number means, or null}, and at any time {"threads": how many to use from now on}. The end of the input,
-as when the parent is gone, stops a run as Ctrl-C does.
+Requests are JSON objects, one a line: {"run": number, "path": folder, "study": its name, "config": {…}, "gpu": number
+of the one that a device without a number means, or null}, and at any time {"threads": how many to use from now on}. The
+end of the input, as when the parent is gone, stops a run as Ctrl-C does.
 Answers: {"run", "step"} now and then, {"run", "finished": true} or {"run", "failed": reason}, and {"warning": text}.
 """
 
@@ -23,15 +23,13 @@ from typing import Any
 
 import torch
 
-from ..train.checkpoints import CheckpointError, CheckpointStore
-from ..train.config import RunConfig
-from ..train.folder import FolderError, lock_folder, read_config
-from ..train.loop import Progress, resume, run
+from ..train.checkpoints import CheckpointError
+from ..train.folder import FolderError
 from ..train.stepping import TrainingError
 from ..train.storage import StorageError, write_fully
+from .kinds import do
 
 _REPORT_EVERY = 0.2  # seconds between answers about steps
-_LAST_OWNER_S = 30.0  # in which a worker whose parent was killed has ended its run with a checkpoint
 _EXPECTED = (TrainingError, FolderError, CheckpointError, StorageError)  # their messages need no name of a type
 
 
@@ -72,7 +70,7 @@ class _Worker:
             number = request["run"]
             try:
                 _choose_gpu(request["gpu"])
-                self._run(number, Path(request["path"]), RunConfig.from_dict(request["config"]))
+                self._do(number, request["study"], request["config"], Path(request["path"]))
             except Exception as error:  # one run's failure, of whatever kind, is not the sweep's
                 traceback.print_exc()
                 name = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
@@ -80,26 +78,17 @@ class _Worker:
             else:
                 self.answer(run=number, finished=True)
 
-    def _run(self, number: int, path: Path, config: RunConfig) -> None:
-        def observe(progress: Progress) -> None:
+    def _do(self, number: int, study: str, config: dict[str, Any], path: Path) -> None:
+        self._answered = 0.0
+
+        def tell(step: int) -> None:
             self._set_threads()
             now = time.monotonic()
-            if now - self._answered >= _REPORT_EVERY or progress.step == config.steps:
+            if now - self._answered >= _REPORT_EVERY or step == config.get("steps"):
                 self._answered = now
-                self.answer(run=number, step=progress.step)
+                self.answer(run=number, step=step)
 
-        if path.exists():
-            os.close(lock_folder(path, _LAST_OWNER_S))
-        checkpoints = CheckpointStore(path / "checkpoints", config.checkpoint_every, config.steps)
-        self.answer(run=number, step=max(checkpoints.steps(), default=0))
-        self._answered = 0.0
-        self._set_threads()
-        if not (path / "config.json").exists():
-            run(config, path, observe, figures=False)
-        elif read_config(path)[0] == config:
-            resume(path, observe, figures=False)
-        else:
-            raise FolderError(f"{path} holds another run than its sweep says")
+        do(study, config, path, tell)
 
     def _set_threads(self) -> None:
         """In the main thread, as the number is that of the calling thread's pool."""

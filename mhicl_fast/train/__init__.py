@@ -1,6 +1,6 @@
 """Training: estimates of the loss, parameters, update rules, and runs in folders that survive being killed."""
 
-from .config import ConfigError, RunConfig
+from .config import RunConfig
 from .hessian import HessianOperator, HessianProduct, hessian, hessian_vector_product
 from .lengths import LengthCurve, measure_lengths
 from .loaded import LoadedRun, load_run
@@ -12,6 +12,7 @@ from .objective import Evaluation, LossAndGradients, Objective, evaluate, popula
 from .optimisers import Adam, AdamW, GradientFlow, MomentumSGD
 from .parameters import Combined, Factored, pull_back
 from .precision import ChosenPrompts, GradientNoise, Noise, gradient_noise, prompts_for_error
+from .settings import ConfigError
 from .starts import balanced_decomposable, initial_parameters
 
 __all__ = [

@@ -3,7 +3,7 @@
 config.json        the full configuration with versions
 metrics.csv        a row every `record_every` steps
 checkpoints/       the last two states
-trajectories.npz   the ODEs from the same start
+trajectories.npz   the ODEs from the same start, where the study has any
 figures/           pictures
 summary.json       the results
 timing.json        seconds spent so far; whether the run is complete; the machine
@@ -20,14 +20,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import scipy
 import torch
 
 from .._version import __version__
-from .config import ConfigError, RunConfig
+from .settings import FIRST_STUDY, ConfigError, RunSettings
 from .storage import reported, write_atomically
 
 FORMAT = 1
@@ -59,6 +59,7 @@ class LockedFolder:
 
 
 Folder = TypeVar("Folder", bound=LockedFolder)
+Config = TypeVar("Config", bound=RunSettings)
 
 
 def make_locked(
@@ -87,25 +88,28 @@ def make_locked(
     return lock
 
 
-class RunFolder(LockedFolder):
+class RunFolder(LockedFolder, Generic[Config]):
     """A run's folder."""
 
-    def __init__(self, path: Path, config: RunConfig, lock: int) -> None:
+    def __init__(self, path: Path, config: Config, lock: int) -> None:
         super().__init__(path, lock)
         self.config = config
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> RunFolder:
+    def create(cls, path: Path, config: Config) -> RunFolder[Config]:
         """Make the folder of a new run. FolderError where it holds anything already; nothing is changed then."""
-        content = {"format": FORMAT, "versions": versions(), "config": config.to_dict()}
+        content = {"format": FORMAT, "study": config.study, "versions": versions(), "config": config.to_dict()}
         parts = ("checkpoints", "figures")
         lock = make_locked(path, lambda: _refuse_occupied(path, config), parts, "config.json", content)
         return cls(path, config, lock)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """Open the folder of a run to go on with it; FolderError where there is none or another process has it."""
-        config, stored = read_config(path)
+    def open(cls, path: Path, kind: type[Config]) -> RunFolder[Config]:
+        """Open the folder of a run of this kind to go on with it.
+
+        FolderError where there is none, or another process has it.
+        """
+        config, stored = read_config(path, kind)
         lock = lock_folder(path)
         compare_versions(path, stored)
         for unfinished in path.rglob(".*.tmp"):  # of a process that was killed while writing
@@ -138,27 +142,56 @@ def compare_versions(path: Path, stored: Mapping[str, str]) -> None:
         )
 
 
-def read_config(path: Path) -> tuple[RunConfig, dict[str, str]]:
-    """The configuration and the versions of the run in a folder; FolderError where there is none."""
+def read_config(path: Path, kind: type[Config]) -> tuple[Config, dict[str, str]]:
+    """The configuration and the versions of the run in a folder; FolderError where there is none of this kind."""
+    content = _read_start(path)
+    if content["study"] != kind.study:
+        raise FolderError(f"{path} holds a run of another study, {_study(content['study'])}; not {_study(kind.study)}")
     file = path / "config.json"
     try:
-        content = json.loads(file.read_text())
+        return kind.from_dict(content["config"]), dict(content["versions"])
+    except ConfigError as error:
+        raise FolderError(f"{file}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_configuration(file, error) from error
+
+
+def read_study(path: Path) -> str:
+    """The study of which a folder holds a run; FolderError where there is none."""
+    return str(_read_start(path)["study"])
+
+
+def _read_start(path: Path) -> dict[str, Any]:
+    """What config.json holds. Those of runs from before there were several studies name none."""
+    file = path / "config.json"
+    try:
+        content = {"study": FIRST_STUDY, **json.loads(file.read_text())}
         if content["format"] != FORMAT:
             raise FolderError(f"{file} has format {content['format']}, this version reads {FORMAT}")
-        return RunConfig.from_dict(content["config"]), dict(content["versions"])
+        if not isinstance(content["study"], str):
+            raise TypeError(f"a study has a name, got {content['study']!r}")
     except FileNotFoundError:
         raise FolderError(f"{path} is not a run folder: it has no config.json") from None
     except OSError as error:
         raise FolderError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise FolderError(f"{file}: {error}") from error
-        raise FolderError(f"{file} is not a run's configuration: {error!r}") from error
+        raise _no_configuration(file, error) from error
+    return content
 
 
-def holds(path: Path, config: RunConfig) -> bool:
+def _study(name: str) -> str:
+    """A study's name, with where to go with its runs if this version has it."""
+    where = {FIRST_STUDY: "mhicl_fast.train, mhicl --help", "sparse": "mhicl_fast.sparse, mhicl sparse --help"}
+    return f"{name} ({where[name]})" if name in where else name
+
+
+def _no_configuration(file: Path, error: Exception) -> FolderError:
+    return FolderError(f"{file} is not a run's configuration: {error!r}")
+
+
+def holds(path: Path, config: RunSettings) -> bool:
     """Whether the run in a folder, if there is one, is that of a configuration."""
-    return (path / "config.json").exists() and read_config(path)[0] == config
+    return (path / "config.json").exists() and read_config(path, type(config))[0] == config
 
 
 def is_complete(path: Path) -> bool:
@@ -222,10 +255,10 @@ def _lock(descriptor: int, path: Path, deadline: float) -> None:
             return
 
 
-def _refuse_occupied(path: Path, config: RunConfig) -> None:
+def _refuse_occupied(path: Path, config: RunSettings) -> None:
     """FolderError unless the folder is empty, but for what a start killed before it stored its configuration left."""
     if (path / "config.json").exists():
-        present, _ = read_config(path)
+        present, _ = read_config(path, type(config))
         if present == config:
             raise FolderError(f"{path} holds this very run already; go on with it: mhicl resume {path}")
         old, new = present.to_dict(), config.to_dict()

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoints import CheckpointStore
 from .config import RunConfig
-from .folder import FolderError, read_config, read_json
-from .metrics import read_metrics
+from .folder import read_json
 from .odes import StoredTrajectory, read_trajectories
 from .parameters import Parameters
+from .recorder import read_run
 from .records import stack_columns
 from .summary import SUMMARY_KEYS
 
@@ -50,12 +49,7 @@ def load_run(path: str | Path) -> LoadedRun:
     checkpoint is usable.
     """
     path = Path(path)
-    config, _ = read_config(path)
-    stored = CheckpointStore(path / "checkpoints", config.checkpoint_every, config.steps).load_latest(lambda _: None)
-    metrics_file = path / "metrics.csv"
-    flat = read_metrics(metrics_file) if metrics_file.exists() else {}
-    if stored is None or not flat or not len(flat["step"]):
-        raise FolderError(f"the run in {path} has no records yet")
+    config, flat, stored = read_run(path, RunConfig)
     return LoadedRun(
         path,
         config,

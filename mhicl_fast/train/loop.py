@@ -1,4 +1,4 @@
-"""A run from start to figures: the training loop, by one process or by several, and resuming."""
+"""A run from start to figures, by one process or by several, and resuming."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..processes import ALONE, DistributedError, Processes
+from ..processes import ALONE, Processes
 from .briefing import brief, hear_briefing
+from .checkpoints import Checkpoint
 from .clock import Clock
 from .config import RunConfig
 from .folder import RunFolder, holds, is_complete, write_json
@@ -17,13 +18,15 @@ from .interruptions import Interruptions, interruptions
 from .loaded import LoadedRun, load_run
 from .objective import has_prompts
 from .odes import compare_with_odes
-from .recorder import Follower, Observer, Progress, Recorder, State, last_checkpoint
-from .stepping import Span, TrainingError, make_stepper
+from .parameters import Parameters
+from .recorder import Follower, Observer, Progress, State, last_checkpoint
+from .records import SpectralState
+from .run_recorder import RunRecorder
+from .stepping import make_stepper
+from .steps import take_steps
 from .summary import summarise
 
 __all__ = ["Observer", "Progress", "follow", "resume", "run"]
-
-SPAN_SECONDS = 0.2  # of steps at a time, so that Ctrl-C and the progress bar stay lively
 
 
 def run(
@@ -67,7 +70,7 @@ def resume(
     unbroken run up to rounding. A finished run is returned as it is. Raises what `run` raises, and CheckpointError
     where no checkpoint is usable.
     """
-    with RunFolder.open(Path(path)) as folder:
+    with RunFolder.open(Path(path), RunConfig) as folder:
         if is_complete(folder.path):
             processes.dismiss("the run is finished")
             return load_run(folder.path)
@@ -87,12 +90,12 @@ def follow(processes: Processes, observer: Observer | None = None) -> None:
             return
         config, checkpoint = start
         with interrupted.held():
-            state = State.restore(config, checkpoint, config.resolved_device(processes))
-            _loop(config, state, Follower(processes, observer), interrupted, processes)
+            state = _restored(config, checkpoint, config.resolved_device(processes))
+            _train(config, state, Follower(processes, observer), interrupted, processes)
 
 
 def _complete(
-    folder: RunFolder,
+    folder: RunFolder[RunConfig],
     config: RunConfig,
     device: torch.device,
     observer: Observer | None,
@@ -111,15 +114,32 @@ def _complete(
     with interruptions() as interrupted:
         clock = Clock(folder.path / "timing.json", device, processes)
         start = last_checkpoint(folder)
-        state = State.restore(config, start, device)
-        with Recorder(folder, start, state, clock, processes, observer) as recorder, interrupted.held():
+        state = _restored(config, start, device)
+        with RunRecorder(folder, start, state, clock, processes, observer) as recorder, interrupted.held():
             brief(processes, config, device, start)
-            _loop(config, state, recorder, interrupted, processes)
+            _train(config, state, recorder, interrupted, processes)
         _finish(folder, clock, figures)
     return load_run(folder.path)
 
 
-def _finish(folder: RunFolder, clock: Clock, figures: bool) -> None:
+def _restored(config: RunConfig, stored: Checkpoint | None, device: torch.device) -> State[Parameters]:
+    """The state of a checkpoint, or that of the start."""
+    return State.restore(config.start_parameters(), config.make_optimizer(), stored, device)
+
+
+def _train(
+    config: RunConfig,
+    state: State[Parameters],
+    recorder: Follower[Parameters, SpectralState],
+    interrupted: Interruptions,
+    processes: Processes,
+) -> None:
+    """All steps that are left."""
+    stepper = make_stepper(config.objective(), state.parameters, state.optimizer, processes, config.reduction)
+    take_steps(config, stepper, state, recorder, interrupted, processes)
+
+
+def _finish(folder: RunFolder[RunConfig], clock: Clock, figures: bool) -> None:
     """Everything that follows from metrics and weights; done again if a run is killed within."""
     trained = load_run(folder.path)
     odes = compare_with_odes(folder.config, trained.metrics, folder.path / "trajectories.npz")
@@ -132,51 +152,3 @@ def _finish(folder: RunFolder, clock: Clock, figures: bool) -> None:
 
         save_figures(load_run(folder.path))
     clock.store(complete=True)
-
-
-def _loop(
-    config: RunConfig, state: State, recorder: Follower, interrupted: Interruptions, processes: Processes
-) -> None:
-    """Spans of steps, records and checkpoints until the last step, or until a process is interrupted or lost.
-
-    All processes make the same steps, each in spans of its own.
-    """
-    stepper = make_stepper(config.objective(), state.parameters, state.optimizer, processes, config.reduction)
-    while True:
-        evaluates = state.step == config.steps  # the last weights' loss is all that is left
-        recorder.describe(state)
-        ahead, stop = _steps_ahead(config, state.step), interrupted.requested and processes.size > 1
-        span = stepper.advance(state.step, ahead, state.flow_time, SPAN_SECONDS, stop)
-        recorder.add(state, span)
-        if not span.lost:
-            _check_finite(state.step, span)
-        state.count(span)
-        recorder.tell(state, span)
-        stopped = span.stopped if processes.size > 1 else interrupted.requested
-        if span.lost or (not evaluates and (stopped or _is_due(config, state.step))):
-            recorder.save(state)
-        if span.lost:
-            raise DistributedError(recorder.why_lost(state.step, span.lost))
-        if evaluates:
-            return
-        if stopped:
-            raise KeyboardInterrupt
-
-
-def _is_due(config: RunConfig, step: int) -> bool:
-    """Whether every unbroken run has a checkpoint of this step."""
-    return step % config.checkpoint_every == 0 or step == config.steps
-
-
-def _steps_ahead(config: RunConfig, step: int) -> int:
-    """Steps until the next row of metrics, the next checkpoint or the end, whichever comes first."""
-    return min(*(every - step % every for every in (config.record_every, config.checkpoint_every)), config.steps - step)
-
-
-def _check_finite(step: int, span: Span) -> None:
-    """TrainingError where a span that started at `step` stopped at something that is not a number."""
-    if not span.finite:
-        raise TrainingError(
-            f"the loss or its gradient stopped being finite at step {step + span.steps} (loss {span.last_loss}): use a "
-            "smaller learning_rate"
-        )

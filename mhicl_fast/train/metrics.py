@@ -70,10 +70,10 @@ def mismatch(path: Path, length: int, digest: str) -> str | None:
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """The complete rows as float64 columns by name (`step` and `prompts_seen` int64); a row cut short is left out."""
+    """The complete rows as float64 columns by name (counts int64); a row cut short is left out."""
     text = path.read_text()
     lines = text[: text.rfind("\n") + 1].splitlines()
     header, *rows = csv.reader(lines)
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-    integers = ("step", "prompts_seen")
+    integers = ("step", "prompts_seen", "context_length")
     return {name: np.array(values, np.int64 if name in integers else np.float64) for name, values in columns.items()}

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 OPTIMIZERS = ("flow", "sgd", "adam", "adamw")
 WEIGHT_DECAY = 0.01  # of AdamW, unless another is asked for
-_BETAS = (0.9, 0.999)
+BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
 
@@ -112,29 +113,44 @@ class MomentumSGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam with bias correction: θ ← θ − learning_rate · m̂ / (√v̂ + 10⁻⁸), the moments' decays being 0.9 and 0.999."""
+    """Adam with bias correction: θ ← θ − learning_rate · m̂ / (√v̂ + 10⁻⁸), `betas` being the moments' decays.
+
+    The native loop has the default ones alone.
+    """
 
     slots = ("first", "second")
+    weight_decay = 0.0
 
-    def __init__(self, learning_rate: float) -> None:
+    def __init__(self, learning_rate: float, *, betas: tuple[float, float] = BETAS) -> None:
         super().__init__()
         self.learning_rate = learning_rate
+        self.betas = betas
 
     def step(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
-        self.count += 1
-        beta1, beta2 = _BETAS
-        size = self.learning_rate / (1 - beta1**self.count)
-        root = (1 - beta2**self.count) ** 0.5
         moments = self.buffers(tensors)
-        for k, (name, tensor) in enumerate(tensors.items()):
-            gradient = gradients[name]
-            first = moments[k].lerp_(gradient, 1 - beta1)
-            second = moments[len(tensors) + k].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            tensor.addcdiv_(first, second.sqrt().div_(root).add_(_EPSILON), value=-size)
+        trained, slopes = list(tensors.values()), [gradients[name] for name in tensors]
+        adamw(
+            trained,
+            slopes,
+            moments[: len(tensors)],
+            moments[len(tensors) :],
+            [],
+            list(torch.full((len(tensors),), float(self.count), device=trained[0].device).unbind()),
+            # One pass over all tensors, which takes their numbers as they lie in memory, whatever their strides are.
+            fused=all(tensor.is_contiguous() for tensor in (*trained, *slopes, *moments)),
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            eps=_EPSILON,
+            maximize=False,
+        )
+        self.count += 1
         return self.learning_rate
 
     def native_rule(self) -> dict[str, Any]:
-        return _native_rule("adam", self.learning_rate)
+        return self._native_adam("adam")
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"count": torch.tensor(self.count)}
@@ -143,21 +159,23 @@ class Adam(Optimizer):
         super().load_state({key: buffer for key, buffer in state.items() if key != "count"}, device)
         self.count = int(state["count"])
 
+    def _native_adam(self, name: str) -> dict[str, Any]:
+        if self.betas != BETAS:
+            raise ValueError(f"native steps of {name} have betas {BETAS}, got {self.betas}")
+        return _native_rule(name, self.learning_rate, weight_decay=self.weight_decay)
+
 
 class AdamW(Adam):
     """Adam with decoupled weight decay: first θ ← (1 − learning_rate · weight_decay) θ, then Adam's step."""
 
-    def __init__(self, learning_rate: float, weight_decay: float = WEIGHT_DECAY) -> None:
-        super().__init__(learning_rate)
+    def __init__(
+        self, learning_rate: float, weight_decay: float = WEIGHT_DECAY, *, betas: tuple[float, float] = BETAS
+    ) -> None:
+        super().__init__(learning_rate, betas=betas)
         self.weight_decay = weight_decay
 
-    def step(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
-        for tensor in tensors.values():
-            tensor.mul_(1 - self.learning_rate * self.weight_decay)
-        return super().step(tensors, gradients)
-
     def native_rule(self) -> dict[str, Any]:
-        return _native_rule("adamw", self.learning_rate, weight_decay=self.weight_decay)
+        return self._native_adam("adamw")
 
 
 def resolve_weight_decay(weight_decay: float | None) -> float:

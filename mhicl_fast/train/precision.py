@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from ..tasks import MultiTaskRegression
-from .config import ConfigError, RunConfig
+from .config import RunConfig
 from .objective import Objective
 from .parameters import Combined, Factored, Parameters, pull_back
+from .settings import ConfigError
 
 BATCHES = 64  # K: ρ is known within 1/√(2K) even where one direction has all the noise
 MULTIPLE = 16  # chosen numbers of prompts are multiples of this, the width of the widest vectors

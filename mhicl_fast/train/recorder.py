@@ -5,10 +5,12 @@ Only the process that leads keeps anything; those that follow train along with a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,18 +18,18 @@ import torch
 from ..processes import Processes, in_short
 from .checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from .clock import Clock
-from .config import RunConfig
-from .folder import RunFolder
-from .metrics import MetricsLog, mismatch
-from .objective import has_prompts
+from .folder import Config, FolderError, RunFolder, read_config
+from .metrics import MetricsLog, mismatch, read_metrics
 from .optimisers import Optimizer
-from .parameters import Parameters
-from .records import EffectiveExamples, SpectralState, columns, row
-from .stepping import Span
+from .stepping import Span, Trained
+
+Keeping = TypeVar("Keeping", bound="Recorder[Any, Any]")
+Record = TypeVar("Record")
+Weights = TypeVar("Weights", bound=Trained)
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
+class Progress(Generic[Record]):
     """What an observer hears after every few steps.
 
     The run has reached `step` at `flow_time`, and `loss` is that of its last step. `record` is the row of metrics that
@@ -37,26 +39,27 @@ class Progress:
     step: int
     flow_time: float
     loss: float
-    record: SpectralState | None
+    record: Record | None
 
 
-Observer = Callable[[Progress], None]
+Observer = Callable[[Progress[Any]], None]
 
 
 @dataclass(eq=False)
-class State:
+class State(Generic[Weights]):
     """What training changes. `step_size` is the flow time of the last step."""
 
     step: int
     flow_time: float
     step_size: float
-    parameters: Parameters
+    parameters: Weights
     optimizer: Optimizer
 
     @classmethod
-    def restore(cls, config: RunConfig, stored: Checkpoint | None, device: torch.device) -> State:
-        """That of a checkpoint, or the start's without one."""
-        parameters, optimizer = config.start_parameters(), config.make_optimizer()
+    def restore(
+        cls, parameters: Weights, optimizer: Optimizer, stored: Checkpoint | None, device: torch.device
+    ) -> State[Weights]:
+        """That of a checkpoint, or without one of the start, which the parameters and the update rule are."""
         if stored is None:
             return cls(0, 0.0, 0.0, parameters.to(device), optimizer)
         optimizer.load_state(stored.optimizer, device)
@@ -81,24 +84,24 @@ class State:
             self.step, self.flow_time, self.step_size = self.step + span.steps, span.flow_time, span.step_size
 
 
-class Follower:
+class Follower(Generic[Weights, Record]):
     """Keeps nothing, as the leader does: what stands in for a `Recorder` elsewhere."""
 
     def __init__(self, processes: Processes, observer: Observer | None = None) -> None:
         self._processes = processes
         self._observer = observer
 
-    def describe(self, state: State) -> None:
+    def describe(self, state: State[Weights]) -> None:
         """Look at the state before the weights move."""
 
-    def add(self, state: State, span: Span) -> None:
+    def add(self, state: State[Weights], span: Span) -> None:
         """Add what the span from this state says of the loss there."""
 
-    def tell(self, state: State, span: Span) -> None:
+    def tell(self, state: State[Weights], span: Span) -> None:
         """Give the observer the state that the span has led to."""
         self._news(state, span, None)
 
-    def save(self, state: State) -> None:
+    def save(self, state: State[Weights]) -> None:
         """Store the state, so that the run can go on from it."""
 
     def why_lost(self, step: int, reason: str) -> str:
@@ -108,43 +111,50 @@ class Follower:
             "again, go on from the last checkpoint, where the run's folder is, with: mhicl resume"
         )
 
-    def _news(self, state: State, span: Span, record: SpectralState | None) -> None:
+    def _news(self, state: State[Weights], span: Span, record: Record | None) -> None:
         if self._observer is not None:
             self._observer(Progress(state.step, state.flow_time, span.last_loss, record))
 
 
-class Recorder(Follower):
+class Recorder(Follower[Weights, Record], ABC):
     """Keeps the files of a run in its folder. Use as a context manager.
 
-    `state` is what training starts from: the checkpoint `start`, or step 0 without one.
+    `state` is what training starts from: the checkpoint `start`, or step 0 without one. What rows of metrics say is for
+    each study to add.
     """
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunFolder[Any],
+        columns: Sequence[str],
         start: Checkpoint | None,
-        state: State,
+        state: State[Weights],
         clock: Clock,
         processes: Processes,
         observer: Observer | None,
     ) -> None:
         super().__init__(processes, observer)
-        config = folder.config
         self._folder = folder
-        self._config = config
+        self._config = folder.config
         self._clock = clock
         self._store = _store(folder)
-        self._task = config.task()
-        self._count_examples = EffectiveExamples(self._task, config.evaluation_seed, config.torch_dtype())
-        self._described: tuple[SpectralState, np.ndarray] | None = None
+        self._record: Record | None = None
         if start is None:
             self._store.save(state.checkpoint(0, ""))
         elif start.step == max(self._store.steps()):
             self._store.prune(start.step)  # a process that was killed while it stored this one could not
         length = 0 if start is None else start.metrics_bytes
-        self._log = MetricsLog(_metrics_file(folder), columns(config.n_heads, config.n_tasks), length)
+        self._log = MetricsLog(_metrics_file(folder), columns, length)
 
-    def __enter__(self) -> Recorder:
+    @abstractmethod
+    def record(self, state: State[Weights]) -> Record:
+        """What a row says of the weights."""
+
+    @abstractmethod
+    def row(self, state: State[Weights], span: Span, record: Record) -> Mapping[str, float | int]:
+        """The row of these weights and of the loss there, from which the span starts."""
+
+    def __enter__(self: Keeping) -> Keeping:
         return self
 
     def __exit__(
@@ -156,20 +166,18 @@ class Recorder(Follower):
         finally:
             self._log.close()
 
-    def describe(self, state: State) -> None:
-        self._described = None
-        if state.step % self._config.record_every == 0 or state.step == self._config.steps:
-            kq, ov = (matrix.detach().cpu() for matrix in state.parameters.to_combined())
-            self._described = SpectralState.of(self._task, kq, ov), self._count_examples(kq)
+    def describe(self, state: State[Weights]) -> None:
+        due = state.step % self._config.record_every == 0 or state.step == self._config.steps
+        self._record = self.record(state) if due else None
 
-    def add(self, state: State, span: Span) -> None:
-        if self._described is not None and (span.steps > 0 or (span.finite and not span.lost)):
-            self._log.append(row(self._scalars(state, span), *self._described))
+    def add(self, state: State[Weights], span: Span) -> None:
+        if self._record is not None and (span.steps > 0 or (span.finite and not span.lost)):
+            self._log.append(self.row(state, span, self._record))
 
-    def tell(self, state: State, span: Span) -> None:
-        self._news(state, span, None if self._described is None else self._described[0])
+    def tell(self, state: State[Weights], span: Span) -> None:
+        self._news(state, span, self._record)
 
-    def save(self, state: State) -> None:
+    def save(self, state: State[Weights]) -> None:
         self._log.sync()
         self._store.save(state.checkpoint(self._log.length, self._log.digest))
         self._clock.store()
@@ -181,20 +189,23 @@ class Recorder(Follower):
             f"number of processes, with: mhicl resume {self._folder.path}"
         )
 
-    def _scalars(self, state: State, span: Span) -> dict[str, float | int]:
-        """What a row says of the run and of the loss at the weights from which a span starts."""
-        prompts = self._config.n_prompts if has_prompts(self._config.estimator) else 0
-        return {
-            "step": state.step,
-            "flow_time": state.flow_time,
-            "step_size": state.step_size,
-            "prompts_seen": state.step * prompts,  # that the weights at this step were trained on
-            "loss": span.first_loss,
-            "gradient_norm": span.first_gradient_norm,
-        }
+
+def read_run(path: Path, kind: type[Config]) -> tuple[Config, dict[str, np.ndarray], Checkpoint]:
+    """The configuration, the columns of metrics.csv and the last checkpoint of the run in a folder.
+
+    FolderError where there is none of this kind, or no step was recorded yet, CheckpointError where no checkpoint is
+    usable.
+    """
+    config, _ = read_config(path, kind)
+    stored = CheckpointStore(path / "checkpoints", config.checkpoint_every, config.steps).load_latest(lambda _: None)
+    metrics_file = path / "metrics.csv"
+    flat = read_metrics(metrics_file) if metrics_file.exists() else {}
+    if stored is None or not flat or not len(flat["step"]):
+        raise FolderError(f"the run in {path} has no records yet")
+    return config, flat, stored
 
 
-def last_checkpoint(folder: RunFolder) -> Checkpoint | None:
+def last_checkpoint(folder: RunFolder[Config]) -> Checkpoint | None:
     """The one that a run goes on from, None at its start; CheckpointError where none is usable."""
     store, metrics_file = _store(folder), _metrics_file(folder)
     found = store.load_latest(lambda one: mismatch(metrics_file, one.metrics_bytes, one.metrics_digest))
@@ -203,9 +214,9 @@ def last_checkpoint(folder: RunFolder) -> Checkpoint | None:
     return found
 
 
-def _store(folder: RunFolder) -> CheckpointStore:
+def _store(folder: RunFolder[Config]) -> CheckpointStore:
     return CheckpointStore(folder.path / "checkpoints", folder.config.checkpoint_every, folder.config.steps)
 
 
-def _metrics_file(folder: RunFolder) -> Path:
+def _metrics_file(folder: RunFolder[Config]) -> Path:
     return folder.path / "metrics.csv"

@@ -1,7 +1,8 @@
 """What advances a run: several steps at a time, in native code or in Python, to the same weights.
 
 `NativeStepper` samples prompts, differentiates and updates within one operator, which no tensor of prompts leaves.
-`PythonStepper` asks for the gradients of each step and applies an update rule to them; it takes any loss.
+`StepByStep` asks for the gradients of each step and applies an update rule to them; as `PythonStepper` it takes any
+loss of the two matrices of attention.
 
 Several processes make the same steps, each from its share of a step's prompts, and exchange one message a step: the
 gradients' sums, the loss, and whether somebody asks to stop. Since all of them know the sums, updates are made by each
@@ -13,8 +14,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,9 @@ from .parameters import Factored, Parameters, pull_back
 from .records import gradient_norm
 
 REDUCTIONS = ("all-reduce", "tree")
+
+
+Self = TypeVar("Self", bound="Trained")
 
 
 class TrainingError(RuntimeError):
@@ -55,6 +60,22 @@ class Span(NamedTuple):
     step_size: float
     stopped: bool = False
     lost: str = ""
+
+
+class Trained(Protocol):
+    """Weights, as what trains and stores them sees them."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The trained tensors by name, which steps change in place."""
+        ...
+
+    def with_tensors(self: Self, tensors: Mapping[str, Tensor], /) -> Self:
+        """The same holding other tensors."""
+        ...
+
+    def to(self: Self, device: torch.device, /) -> Self:
+        """The same weights on a device."""
+        ...
 
 
 class Stepper(Protocol):
@@ -144,7 +165,38 @@ class NativeStepper:
         return span
 
 
-class PythonStepper:
+class StepByStep(ABC):
+    """Asks for the gradients of each step and applies an update rule to them, to weights of any kind."""
+
+    def __init__(self, weights: Trained, optimizer: Optimizer) -> None:
+        self._weights = weights
+        self._optimizer = optimizer
+
+    @abstractmethod
+    def evaluate(self, step: int, stop: bool) -> tuple[float, float, dict[str, Tensor], bool]:
+        """The loss, its gradients in the trained tensors with their norm, and whether some process asks to stop."""
+
+    def advance(self, step: int, n_steps: int, flow_time: float, max_seconds: float, stop: bool = False) -> Span:
+        deadline = time.perf_counter() + max_seconds
+        span = Span(0, True, math.nan, math.nan, math.nan, flow_time, 0.0)
+        while True:
+            try:
+                loss, norm, gradients, stopped = self.evaluate(step + span.steps, stop)
+            except DistributedError as error:
+                return span._replace(lost=str(error))
+            if span.steps == 0:
+                span = span._replace(first_loss=loss, first_gradient_norm=norm)
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            span = span._replace(last_loss=loss, finite=finite, stopped=stopped)
+            if not finite or n_steps == 0:
+                return span
+            size = self._optimizer.step(self._weights.tensors(), gradients)
+            span = span._replace(steps=span.steps + 1, flow_time=span.flow_time + size, step_size=size)
+            if stopped or span.steps == n_steps or time.perf_counter() >= deadline:
+                return span
+
+
+class PythonStepper(StepByStep):
     """Steps of any loss: `gradients(kq, ov, step)` gives its value and derivatives in KQ and OV.
 
     With several processes it gives this one's part of them, and the parts are added up where the weights are.
@@ -157,32 +209,12 @@ class PythonStepper:
         optimizer: Optimizer,
         processes: Processes = ALONE,
     ) -> None:
+        super().__init__(parameters, optimizer)
         self._gradients = gradients
         self._parameters = parameters
-        self._optimizer = optimizer
         self._processes = processes
 
-    def advance(self, step: int, n_steps: int, flow_time: float, max_seconds: float, stop: bool = False) -> Span:
-        deadline = time.perf_counter() + max_seconds
-        span = Span(0, True, math.nan, math.nan, math.nan, flow_time, 0.0)
-        while True:
-            try:
-                loss, norm, gradients, stopped = self._evaluate(step + span.steps, stop)
-            except DistributedError as error:
-                return span._replace(lost=str(error))
-            if span.steps == 0:
-                span = span._replace(first_loss=loss, first_gradient_norm=norm)
-            finite = math.isfinite(loss) and math.isfinite(norm)
-            span = span._replace(last_loss=loss, finite=finite, stopped=stopped)
-            if not finite or n_steps == 0:
-                return span
-            size = self._optimizer.step(self._parameters.tensors(), gradients)
-            span = span._replace(steps=span.steps + 1, flow_time=span.flow_time + size, step_size=size)
-            if stopped or span.steps == n_steps or time.perf_counter() >= deadline:
-                return span
-
-    def _evaluate(self, step: int, stop: bool) -> tuple[float, float, dict[str, Tensor], bool]:
-        """The loss, its gradients in the trained tensors with their norm, and whether some process asks to stop."""
+    def evaluate(self, step: int, stop: bool) -> tuple[float, float, dict[str, Tensor], bool]:
         kq, ov = (matrix.detach() for matrix in self._parameters.to_combined())
         try:
             part = self._gradients(kq, ov, step)
