@@ -126,6 +126,17 @@ def test_an_unfinished_run_is_not_measured(runs: Path, tmp_path: Path, capsys: p
     assert capsys.readouterr().err == expected
 
 
+def test_an_interrupted_measurement_starts_again(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mhicl_fast.sparse.study.assess", interrupted)
+    assert main(["sparse", "assess", str(runs / "two")]) == 130
+    assert capsys.readouterr().err == "mhicl: interrupted; give the same command again\n"
+
+
 def test_an_interrupted_study_says_how_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 from itertools import pairwise
 
 import pytest
@@ -264,7 +265,25 @@ def test_the_command_prints_the_table(compared, tmp_path, capsys):
     assert "s = 2  " in out
     assert "won / lost / undecided" in out
     assert main(command) == 2
+    assert (
+        f"holds this very comparison already; its page: mhicl sparse report {tmp_path}/out" in capsys.readouterr().err
+    )
+    assert main([*command, "--set", "n_prompts=21"]) == 2
     assert "is not empty (it has comparison.json, figures, results.json, …)" in capsys.readouterr().err
+
+
+def test_an_interrupted_comparison_starts_again(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    command = ["sparse", "algorithm", "--set", *SMALL, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[compare.__module__], "table_rows", interrupted)
+        assert main(command) == 130
+    assert capsys.readouterr().err == "mhicl: interrupted; give the same command again\n"
+    assert main([*command, "--set", "n_prompts=21"]) == 2
+    assert "is not empty (it has comparison.json, figures); choose another folder" in capsys.readouterr().err
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize(

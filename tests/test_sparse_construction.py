@@ -5,6 +5,7 @@ import torch
 
 from mhicl_fast.sparse.estimators import algorithm
 from mhicl_fast.sparse.estimators.construction import build_transformer, step_gains
+from mhicl_fast.sparse.evaluate import predict
 from mhicl_fast.tasks.sparse import SparseRegression
 
 CASES = [(16, 40, 10), (5, 3, 4), (1, 6, 3), (4, 1, 2), (3, 0, 2), (7, 11, 0), (2, 2, 25)]
@@ -98,3 +99,12 @@ def test_arguments_are_checked():
         build_transformer(4, -1)
     with pytest.raises(ValueError, match="heads must be"):
         build_transformer(4, 2, heads=0)
+
+
+def test_step_sizes_that_come_with_the_prompts_are_asked_for() -> None:
+    model = build_transformer(3, 2)
+    prompts = SparseRegression(3, 1, 5).sample(4, seed=0)
+    with pytest.raises(ValueError, match="give gains, as step_gains makes them"):
+        predict(model, prompts)
+    assert predict(build_transformer(3, 0), prompts).shape == (4, 1)  # without steps there are no sizes
+    assert predict(build_transformer(3, 2, step_size=0.1), prompts).shape == (4, 1)

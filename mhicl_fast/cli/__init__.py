@@ -41,6 +41,8 @@ def _complain(message: object, status: int) -> int:
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
+    if getattr(options, "repeatable", False):
+        return "interrupted; give the same command again"
     folder = getattr(options, "folder", None)
     if folder is None or not any((folder / name).exists() for name in ("config.json", "sweep.json", "study.json")):
         return "interrupted"

@@ -85,8 +85,7 @@ def _add_assess(commands: Commands) -> None:
         "measure how much the risk of a finished run rises when one of its heads is masked",
         "mhicl sparse assess runs/sparse",
     )
-    add_folder(command)
-    _add_prompts(command, "prompts at each noise variance, twice: to choose heads and to measure")
+    _add_measured(command, "prompts at each noise variance, twice: to choose heads and to measure")
 
 
 def _add_prune(commands: Commands) -> None:
@@ -98,12 +97,11 @@ def _add_prune(commands: Commands) -> None:
         "mhicl sparse prune runs/sparse",
         "mhicl sparse prune runs/sparse --fine-tune 1000 --against runs/single",
     )
-    add_folder(command)
+    _add_measured(command, "prompts at each n and noise variance")
     command.add_argument(
         "--fine-tune", metavar="STEPS", type=int, help="train the pruned model on, in a run's folder: DIR-pruned"
     )
     command.add_argument("--against", metavar="RUN", type=Path, help="another run's folder, as one with a single head")
-    _add_prompts(command, "prompts at each n and noise variance")
     command.add_argument("--lengths", metavar="N1,N2,…", help="numbers n of context examples")
 
 
@@ -116,14 +114,16 @@ def _add_probe(commands: Commands) -> None:
         "mhicl sparse probe runs/sparse",
         "mhicl sparse probe runs/sparse --steps 1,5,20 --fit 1000",
     )
-    add_folder(command)
-    _add_prompts(command, "prompts to measure probes on")
+    _add_measured(command, "prompts to measure probes on")
     command.add_argument("--fit", metavar="N", help="prompts to fit maps on")
     command.add_argument("--steps", metavar="T1,T2,…", help="numbers of gradient steps")
 
 
-def _add_prompts(command: CommandParser, what: str) -> None:
-    command.add_argument("--prompts", metavar="N", help=what)
+def _add_measured(command: CommandParser, prompts: str) -> None:
+    """The folder of a run that is measured on some prompts, again from the start after an interruption."""
+    command.set_defaults(repeatable=True)
+    add_folder(command)
+    command.add_argument("--prompts", metavar="N", help=prompts)
 
 
 def _study_reference() -> str:
@@ -144,6 +144,7 @@ def _add_algorithm(commands: Commands) -> None:
         "mhicl sparse algorithm --set dim_x=32 context_length=60 --seed 1 --out runs/wide",
     )
     command.reference = _comparison_reference
+    command.set_defaults(repeatable=True)
     add_settings(command, "change settings", "seed of the prompts")
     add_out(command, "the new folder of results")
 

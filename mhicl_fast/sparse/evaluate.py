@@ -41,7 +41,12 @@ def has_native_kernels(model: Transformer) -> bool:
     All others go through PyTorch's operators and its autograd.
     """
     weight = model.read_in
-    return model.attention_only and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+    return (
+        model.attention_only
+        and not model.needs_gains
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.float64)
+    )
 
 
 def loss_and_gradients(model: Transformer, prompts: SparsePrompts) -> Gradients:

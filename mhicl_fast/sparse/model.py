@@ -71,6 +71,7 @@ class Transformer(nn.Module):
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.dim_x, self.width, self.activation, self.layer_norm = dim_x, width, activation, layer_norm
         self.mlp_width = mlp_width
+        self.needs_gains = False  # whether predictions mean nothing without them, as where step sizes come with prompts
         self.read_in = nn.Parameter(torch.empty(width, dim_x + 1))
         self.layers = nn.ModuleList(Layer(width, shape, activation, scale, layer_norm, mlp_width) for shape in shapes)
         self.read_out = nn.Parameter(torch.empty(width))
@@ -144,6 +145,10 @@ class Transformer(nn.Module):
 
     def _states(self, tokens: Tensor, n_queries: int, gains: Tensor | None, all_tokens: bool = False) -> list[Tensor]:
         """All hidden states; without `all_tokens` the last one is of the queries alone."""
+        if self.needs_gains and gains is None:
+            raise ValueError(
+                "this transformer's step sizes come with the prompts: give gains, as step_gains makes them"
+            )
         n_context = tokens.shape[1] - n_queries
         if tokens.dim() != 3 or tokens.shape[2] != self.dim_x + 1 or not 0 <= n_context <= tokens.shape[1]:
             raise ValueError(

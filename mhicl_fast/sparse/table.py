@@ -20,7 +20,10 @@ def results_table(run: SparseRun) -> str:
     ]
     facts = [
         ("evaluated on", f"{whole(summary['eval_prompts'])} fresh prompts each, ± their standard error"),
-        ("last step's loss", number(summary["final_loss"])),
+        (
+            "last step's loss",
+            f"{number(summary['final_loss'])}, of prompts of {run.metrics['context_length'][-1]:.0f} examples",
+        ),
         ("steps", f"{whole(summary['steps'])}, {whole(summary['prompts_seen'])} prompts"),
         ("time", f"{summary['wall_s']:.1f} s, {whole(round(summary['prompts_seen'] / summary['wall_s']))} prompts/s"),
         ("folder", str(run.path)),

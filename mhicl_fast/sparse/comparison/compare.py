@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ...plots import save_png
 from ...sweep.results import write_table
-from ...train.folder import FolderError, make_locked, versions, write_json
+from ...train.folder import FolderError, make_locked, read_json, versions, write_json
 from . import figures
 from .config import ComparisonConfig
 from .curves import points_of_curves, risk_curves
@@ -27,10 +27,11 @@ def compare(config: ComparisonConfig, path: Path) -> dict[str, Any]:
     table, curves, map, theory: what is returned) and figures/*.png. All but the versions is a pure function of the
     configuration.
 
-    Raises FolderError where the folder is not empty, StorageError where a file cannot be written.
+    A folder in which the same comparison was interrupted is as a new one. Raises FolderError where another is not
+    empty, StorageError where a file cannot be written.
     """
     content = {"format": 1, "study": config.study, "versions": versions(), "config": config.to_dict()}
-    os.close(make_locked(path, lambda: _refuse_occupied(path), ("figures",), "comparison.json", content))
+    os.close(make_locked(path, lambda: _refuse_occupied(path, config), ("figures",), "comparison.json", content))
     total = settings_of_table(config) + points_of_curves(config) + cells_of_map(config) + parts_of_theory(config)
     with tqdm(total=total, unit=" settings", disable=None, dynamic_ncols=True) as bar:
         results: dict[str, Any] = {
@@ -58,8 +59,11 @@ def comparison_table(config: ComparisonConfig, results: Mapping[str, Any]) -> st
     )
 
 
-def _refuse_occupied(path: Path) -> None:
+def _refuse_occupied(path: Path, config: ComparisonConfig) -> None:
     found = sorted(entry.name for entry in path.iterdir())
-    if found:
+    if "comparison.json" in found and (read_json(path / "comparison.json") or {}).get("config") == config.to_dict():
+        if "results.json" in found:
+            raise FolderError(f"{path} holds this very comparison already; its page: mhicl sparse report {path}")
+    elif found:
         several = f"{', '.join(found[:3])}{', …' if len(found) > 3 else ''}"
         raise FolderError(f"{path} is not empty (it has {several}); choose another folder")

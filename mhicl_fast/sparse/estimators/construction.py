@@ -47,6 +47,7 @@ def build_transformer(
     shapes = [LayerShape(n_heads, largest)] + [LayerShape(1, n_features)] * steps
     model = Transformer(dim_x, slots + n_heads, shapes, activation="linear", scale=1.0).to(dtype)
     first, *others = (layer for layer in model.layers if isinstance(layer, Layer))
+    model.needs_gains = step_size is None and steps > 0
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
