@@ -56,6 +56,7 @@ bench: $(STAMPS)/package ## check the results, then time them against plain PyTo
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/flows.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/sparse_step.py
 
 define FIND_TOOLKIT
 import os, sys

@@ -17,10 +17,10 @@ PAGE = (ROOT / "docs" / "sparse.md").read_text()
 
 def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     namespace: dict[str, Any] = {}
-    exec(block, namespace)
-    assert "Risk(mean=" in capsys.readouterr().out
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(block, namespace)
+        assert "Risk(mean=" in capsys.readouterr().out
     assert namespace["pruned"].shapes == [(4, 16), (1, 16), (1, 16)]
     assert namespace["both"].names == ("all heads", "pruned")
     assert (tmp_path / "runs" / "api" / "summary.json").exists()
