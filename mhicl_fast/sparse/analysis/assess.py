@@ -42,7 +42,7 @@ class HeadImportance(Record):
     def dominant_share(self, layer: int) -> tuple[float, float] | None:
         """Pooled share of a layer's dominant head and its standard error; None if the rises are within noise."""
         share = self.pooled_share[layer, self.dominant[layer]]
-        return None if np.isnan(share.value) else (float(share.value), float(share.se))
+        return None if np.isnan(share.value) else share.at(())
 
 
 def head_importance(

@@ -22,6 +22,10 @@ class Estimate(Record):
     def __getitem__(self, index: Any) -> Estimate:
         return Estimate(np.asarray(self.value[index]), np.asarray(self.se[index]))
 
+    def at(self, index: Any) -> tuple[float, float]:
+        """One of the numbers with its standard error."""
+        return float(self.value[index]), float(self.se[index])
+
 
 def mean(values: ArrayLike) -> Estimate:
     """Mean over the last axis of independent prompts (…, P): s.e. is the standard deviation / √P, NaN for P < 2."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -55,7 +54,7 @@ def first_layer(study: LoadedStudy, seed: int) -> list[Check]:
             shares = importance.pooled_share[0]
             bound, judged = 1 / (2 * len(shares.value)), name == _most(study, seed)
             checks += [
-                Check(f"share of head {head} of {name}", *at(shares, head), bound, judged=judged)
+                Check(f"share of head {head} of {name}", *shares.at(head), bound, judged=judged)
                 for head in range(len(shares.value))
             ]
     return checks
@@ -70,7 +69,7 @@ def later_layers(study: LoadedStudy, seed: int) -> list[Check]:
             checks += [
                 Check(
                     f"share of head {head} in layer {layer + 1} of {name}",
-                    *at(importance.pooled_share, (layer, head)),
+                    *importance.pooled_share.at((layer, head)),
                     HALF,
                     judged=judged,
                 )
@@ -92,7 +91,7 @@ def pruned(name: str, reference: str, bound: float) -> Tests:
                 row, judged = comparison.names.index(name), run == _most(study, seed)
                 what = f"risk of {name} / {reference}, {run}"
                 checks += _by_noise(comparison, row, what, bound, above=False, judged=judged)
-                checks.append(Check(what, *at(comparison.pooled_ratio, row), bound, above=False, judged=False))
+                checks.append(Check(what, *comparison.pooled_ratio.at(row), bound, above=False, judged=False))
         return checks
 
     return tests
@@ -111,7 +110,7 @@ def better_features(study: LoadedStudy, seed: int) -> list[Check]:
         return []
     raw, states = (probes.risk[probes.sources.index(source)] for source in ("P x", "P h1"))
     return [
-        Check(f"risk of P x − P h1, {count} steps", *difference(at(raw, k), at(states, k)), 0.0, judged=bool(count > 0))
+        Check(f"risk of P x − P h1, {count} steps", *difference(raw.at(k), states.at(k)), 0.0, judged=bool(count > 0))
         for k, count in enumerate(probes.steps)
     ]
 
@@ -123,7 +122,7 @@ def better_features_of_heads(study: LoadedStudy, seed: int) -> list[Check]:
         return []
     fewest, most = (probes.risk[probes.sources.index("P h1")] for probes in probed if probes is not None)
     return [
-        Check(f"risk of P h1 of {names[0]} − {names[-1]}, {count} steps", *difference(at(fewest, k), at(most, k)), 0.0)
+        Check(f"risk of P h1 of {names[0]} − {names[-1]}, {count} steps", *difference(fewest.at(k), most.at(k)), 0.0)
         for k, count in enumerate(probed[0].steps)
         if count > 0
     ]
@@ -133,9 +132,9 @@ def holds_preprocessed(study: LoadedStudy, seed: int) -> list[Check]:
     held = study.contents.get(_most(study, seed))
     if held is None:
         return []
-    before, after = (at(held.pooled_r2, (layer, held.contents.index("r̂x"))) for layer in (0, 1))
+    before, after = (held.pooled_r2.at((layer, held.contents.index("r̂x"))) for layer in (0, 1))
     others = [
-        Check(f"R² of {content} after layer 1", *at(held.pooled_r2, (1, k)), HALF, judged=False)
+        Check(f"R² of {content} after layer 1", *held.pooled_r2.at((1, k)), HALF, judged=False)
         for k, content in enumerate(held.contents)
         if content != "r̂x"
     ]
@@ -153,7 +152,7 @@ def like_steps(study: LoadedStudy, seed: int) -> list[Check]:
     cosine = found.preprocessed.cosine
     nearest = np.nan_to_num(cosine.value[:, 1:], nan=-np.inf).argmax(axis=1) + 1
     return [
-        Check(f"cosine after layer {layer} with step {nearest[layer]}", *at(cosine, (layer, nearest[layer])), SIMILAR)
+        Check(f"cosine after layer {layer} with step {nearest[layer]}", *cosine.at((layer, nearest[layer])), SIMILAR)
         for layer in range(2, len(cosine.value))
     ]
 
@@ -191,14 +190,14 @@ def _ratios(risk: Comparison | None, model: str, others: Iterable[str]) -> list[
         if name in risk.names:
             row = risk.names.index(name)
             found += _by_noise(risk, row, f"risk of {name} / {model}", 1.0, above=True, judged=True)
-            found.append(Check(f"risk of {name} / {model}", *at(risk.pooled_ratio, row), 1.0, judged=False))
+            found.append(Check(f"risk of {name} / {model}", *risk.pooled_ratio.at(row), 1.0, judged=False))
     return found
 
 
 def _by_noise(comparison: Comparison, row: int, what: str, bound: float, *, above: bool, judged: bool) -> list[Check]:
     """That a ratio at the largest n, for each noise variance, is above or below a bound."""
     return [
-        Check(f"{what}, {where}", *at(comparison.ratio, (row, -1, k)), bound, above, judged)
+        Check(f"{what}, {where}", *comparison.ratio.at((row, -1, k)), bound, above, judged)
         for k, where in enumerate(_conditions(comparison))
     ]
 
@@ -214,7 +213,7 @@ def _differences(comparison: Comparison, first: str, second: str, what: str) -> 
 def _risk(comparison: Comparison, name: str, level: int) -> tuple[float, float]:
     """At the largest n for one noise variance."""
     known = name in comparison.names
-    return at(comparison.risk, (comparison.names.index(name), -1, level)) if known else UNKNOWN
+    return comparison.risk.at((comparison.names.index(name), -1, level)) if known else UNKNOWN
 
 
 def _conditions(comparison: Comparison) -> list[str]:
@@ -235,9 +234,5 @@ def _most(study: LoadedStudy, seed: int) -> str:
     return run_name(study.study.heads[-1], seed)
 
 
-def at(estimate: Estimate, index: Any) -> tuple[float, float]:
-    return float(estimate.value[index]), float(estimate.se[index])
-
-
 def _least(estimate: Estimate) -> tuple[float, float]:
-    return at(estimate, int(np.nan_to_num(estimate.value, nan=np.inf).argmin()))
+    return estimate.at(int(np.nan_to_num(estimate.value, nan=np.inf).argmin()))

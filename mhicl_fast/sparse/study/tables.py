@@ -41,24 +41,16 @@ def pruning_table(found: Pruning) -> str:
     single = "" if "single" not in found.against else " / single"
     rows = [("model", "risk", "/ full", *([single.strip()] if single else []), *_noise_headers(comparison))]
     for row, name in enumerate(comparison.names):
-        against = [uncertain(*_at(each.pooled_ratio, row)) for each in found.against.values()]
-        rows.append((name, uncertain(*_at(comparison.pooled_risk, row)), *against, *_cells(comparison.risk[row, -1])))
+        against = [uncertain(*each.pooled_ratio.at(row)) for each in found.against.values()]
+        rows.append((name, uncertain(*comparison.pooled_risk.at(row)), *against, *_cells(comparison.risk[row, -1])))
     return f"{align(rows)}\n\nn = {max(comparison.context_lengths)}; heads kept in layers 2 on: {kept or 'none'}"
-
-
-def risk_table(found: Comparison) -> str:
-    """The risks of models and estimators at the largest n for each noise variance, and their mean."""
-    rows = [("", *_noise_headers(found), "mean over σ²")]
-    for row, name in enumerate(found.names):
-        rows.append((name, *_cells(found.risk[row, -1]), uncertain(*_at(found.pooled_risk, row))))
-    return align(rows)
 
 
 def probes_table(found: Probes) -> str:
     """The risk of t gradient steps on each source."""
     rows = [("features", *(f"{count} steps" if count != 1 else "1 step" for count in found.steps))]
     rows += [(source, *_cells(found.risk[row])) for row, source in enumerate(found.sources)]
-    return f"{align(rows)}\n\nthe model itself: {uncertain(*_at(found.model_risk, ()))}"
+    return f"{align(rows)}\n\nthe model itself: {uncertain(*found.model_risk.at(()))}"
 
 
 def contents_table(found: LayerContents) -> str:
@@ -75,7 +67,7 @@ def correspondence_table(found: Correspondence) -> str:
     ]
     for layer in range(1, len(found.read_out_risk.value)):
         near = [cell for descent in (found.preprocessed, found.raw) for cell in _nearest(descent, layer)]
-        rows.append((str(layer), uncertain(*_at(found.read_out_risk, layer)), *near))
+        rows.append((str(layer), uncertain(*found.read_out_risk.at(layer)), *near))
     return align(rows)
 
 
@@ -115,7 +107,7 @@ def _decision(check: Mapping[str, Any]) -> str:
 def _nearest(descent: Agreement, layer: int) -> tuple[str, str]:
     cosine = descent.cosine.value[layer]
     best = max(range(1, len(cosine)), key=lambda step: cosine[step], default=0)
-    return str(best), uncertain(*_at(descent.cosine, (layer, best)))
+    return str(best), uncertain(*descent.cosine.at((layer, best)))
 
 
 def _noise_headers(comparison: Comparison) -> list[str]:
@@ -128,7 +120,3 @@ def _texts(values: Any) -> list[str]:
 
 def _cells(estimate: Estimate) -> list[str]:
     return [uncertain(float(value), float(se)) for value, se in zip(estimate.value, estimate.se)]
-
-
-def _at(estimate: Estimate, index: Any) -> tuple[float, float]:
-    return float(estimate.value[index]), float(estimate.se[index])
